@@ -1,0 +1,61 @@
+"""`csfm COMMAND ...`: finds the command, runs it, and turns bad input into one line and exit code 2.
+
+Imports nothing heavy: `csfm --help` answers at once; a command's module is imported when it is called.
+"""
+
+import argparse
+import errno
+import importlib
+import sys
+
+COMMANDS = {
+    "prepare": "recordings -> a verified, patient-split store",
+    "data": "what a store holds; a config's packing plan; suggested row length",
+    "train": "pretrain, or go on where the same command stopped",
+    "evaluate": "linear probe of a checkpoint against random initialisation",
+    "embed": "embeddings of many recordings, to Parquet",
+    "show": "a recording on ECG paper with masked patches and their reconstruction, to PNG",
+    "export": "a checkpoint as a self-contained PyTorch folder",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code (0 done, 2 bad input)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help") or argv[0] not in COMMANDS:
+        lines = [f"  {name:<10}{help}" for name, help in COMMANDS.items()]
+        text = "usage: csfm COMMAND [options]\n\n" + "\n".join(lines) + "\n\ncsfm COMMAND --help lists its options"
+        if not argv or argv[0] in ("-h", "--help"):
+            print(text)
+            return 0
+        print(f"csfm: found no command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    name, words = argv[0], argv[1:]
+    from data_pipelines.errors import BadInput
+
+    try:
+        command = importlib.import_module(f"csfm_jax.commands.{name}")
+        parser = argparse.ArgumentParser(prog=f"csfm {name}", description=command.__doc__, allow_abbrev=False)
+        command.arguments(parser)
+        args, rest = parser.parse_known_args(words)
+        overrides = [w for w in rest if w.startswith("--config.") and "=" in w]
+        if unknown := [w for w in rest if w not in overrides] or (overrides and not hasattr(args, "config")):
+            parser.error(f"unknown arguments: {' '.join(unknown if isinstance(unknown, list) else overrides)}")
+        args.overrides = overrides
+        return command.run(args) or 0
+    except BadInput as error:
+        print(f"csfm {name}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(
+            f"csfm {name}: {error.filename or 'output'}: found {error.strerror.lower()}; expected room and the right "
+            "to write; free space or choose another folder, then give the same command again: it goes on",
+            file=sys.stderr,
+        )
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

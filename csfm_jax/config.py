@@ -1,0 +1,207 @@
+"""A run's configuration: one tree of frozen dataclasses, filled from a config file and the command line.
+
+A field that is unknown or has the wrong type is refused here, by name; a field exists only if some code reads it.
+"""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from csfm_jax.models.config import DecoderConfig, EncoderConfig
+from data_pipelines.config import DataConfig, TokenConfig
+from data_pipelines.errors import BadInput
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is predicted, and how much each kind of token counts.
+
+    Attributes:
+        name: "reconstruction" (masked patches and masked text tokens).
+        normalise_target: z-score every target patch (He et al. 2022).
+        weights: modality (or "text") -> weight of its mean loss; 1 for those not named.
+    """
+
+    name: str = "reconstruction"
+    normalise_target: bool = False
+    weights: dict[str, float] = field(default_factory=lambda: {"text": 0.1})
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay. No weight decay on vectors, embeddings and CLS."""
+
+    learning_rate: float = 3e-4
+    final_fraction: float = 0.05
+    warmup_steps: int = 2000
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how often, and when to stop.
+
+    Attributes:
+        steps: optimizer steps in all. seed: of initialisation and dropout.
+        log_every, eval_every, save_every: in steps. eval_batches: validation batches for each kind of mask.
+        keep_checkpoints: how many of the latest steps stay on disk.
+        bad_steps: so many non-finite steps in a row stop the run.
+    """
+
+    steps: int = 100_000
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 2000
+    eval_batches: int = 8
+    save_every: int = 1000
+    keep_checkpoints: int = 2
+    bad_steps: int = 10
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each named axis; exactly one may be -1 (what is left). See `csfm_jax.sharding`."""
+
+    replica: int = 1
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    tokens: TokenConfig = field(default_factory=TokenConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (str, float, int, bool, lists, dicts), as JSON keeps them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+# Mappings with free keys: a config may add keys to them.
+_OPEN = {"tokens.patch", "data.weights", "data.mask.weights", "objective.weights"}
+
+
+def default() -> ml_collections.ConfigDict:
+    """All defaults as a ConfigDict; a config file starts from it and sets what differs."""
+    config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
+    for path in _OPEN:
+        node = config
+        for part in path.split("."):
+            node = node[part]
+        node.unlock()
+    return config
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Builds the checked configuration from plain values (a ConfigDict's, or a checkpoint's).
+
+    Raises:
+        BadInput: a field is unknown, missing or of another type; the message names it and the nearest known one.
+    """
+    return _build(Config, values, "config")
+
+
+def _build(cls, values, where):
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            raise BadInput(
+                f"{where}.{name}",
+                "a field that nothing reads",
+                "one of " + ", ".join(fields),
+                f"did you mean {where}.{near[0]}?" if near else "remove it",
+            )
+    built = {}
+    for name, f in fields.items():
+        if name not in values:
+            continue
+        value, path = values[name], f"{where}.{name}"
+        if dataclasses.is_dataclass(f.type):
+            built[name] = _build(f.type, dict(value), path)
+        else:
+            built[name] = _cast(value, f.type, path)
+    return cls(**built)
+
+
+def _cast(value, kind, where):
+    origin = getattr(kind, "__origin__", kind)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if origin is dict and hasattr(value, "items"):
+        of = kind.__args__[1]
+        return {k: _cast(v, of, f"{where}.{k}") for k, v in value.items()}
+    if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if origin in (int, str, bool) and type(value) is origin:
+        return value
+    raise BadInput(where, f"a {type(value).__name__}", f"a {origin.__name__}", "correct the config")
+
+
+def find(name_or_path: str) -> Path:
+    """Resolves `--config`: a path to a .py file, or the name of a shipped config ("csfm_base")."""
+    shipped = shipped_configs()
+    path = Path(name_or_path)
+    if path.suffix == ".py" and path.is_file():
+        return path
+    if path.stem in shipped:
+        return shipped[path.stem]
+    raise BadInput(
+        f"--config={name_or_path}",
+        "no such file or shipped config",
+        "a path to a .py file or one of " + ", ".join(sorted(shipped)),
+        "correct the path",
+    )
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name -> file of every config that came with the package."""
+    here = Path(__file__).parent
+    for folder in (here / "_configs", here.parent / "configs"):  # in a wheel; in a source tree
+        if folder.is_dir():
+            return {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"}
+    return {}
+
+
+def load(name_or_path: str, overrides: list[str] = ()) -> Config:
+    """Reads a config file and applies `--config.section.field=value` overrides.
+
+    Args:
+        name_or_path: see `find`; the file defines `get_config() -> ConfigDict`.
+        overrides: command-line words, all of the form `--config.x.y=value`.
+
+    Raises:
+        BadInput: unknown file or field, or a value that does not parse as the field's type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    path = find(name_or_path)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        values(["csfm", f"--config={path}", *overrides])
+        raw = values.config
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+        raise BadInput(
+            f"--config={name_or_path}",
+            str(error).splitlines()[0],
+            "known fields with values of their types",
+            "see the dataclasses in csfm_jax/config.py and data_pipelines/config.py",
+        ) from error
+    return from_dict(raw.to_dict())

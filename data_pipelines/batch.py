@@ -1,0 +1,35 @@
+"""TokenBatch: the fixed-shape, masked batch that crosses from the data pipeline to the model."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class TokenBatch(NamedTuple):
+    """Packed rows. Letters: B rows, T tokens a row, V visible tokens, P samples of the longest patch, S windows, K labels.
+
+    A NamedTuple, so that JAX takes it as a pytree although this package knows no JAX.
+
+    Attributes:
+        patches: [B, T, P] float32, z-scored samples of each signal token; shorter patches zero-filled at the end.
+        channel: [B, T] int32, id in `signals.CHANNELS`; 0 = padding.
+        segment: [B, T] int32, window of the row, 1 ... S; 0 = padding. A window's tokens are contiguous, CLS first.
+        time: [B, T] float32, seconds from the window's start to the patch's centre; 0 for CLS; token index for TEXT.
+        text: [B, T] int32, token id where `channel` is TEXT, else 0.
+        visible: [B, V] int32, positions in T that the encoder sees, ascending; T = padding.
+        target: [B, T] bool, tokens that the objective predicts; never CLS.
+        labels: [B, S, K] float32, NaN = not labelled; K = 0 in pretraining.
+        token_labels: [B, T] int32, -1 = not labelled.
+        window: [B, S] int32, row of the epoch's window table; -1 = padding.
+    """
+
+    patches: np.ndarray
+    channel: np.ndarray
+    segment: np.ndarray
+    time: np.ndarray
+    text: np.ndarray
+    visible: np.ndarray
+    target: np.ndarray
+    labels: np.ndarray
+    token_labels: np.ndarray
+    window: np.ndarray

@@ -1,0 +1,42 @@
+# make demo                      pretrain on a simulated cohort, resume, evaluate, draw, export
+# make demo RECORDINGS=FOLDER    the same on your own recordings
+# make test                      every test; PYTHON=python3.12 picks another interpreter
+# make bench                     the figures of docs/benchmarks.md
+PYTHON ?= python3
+VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# PyTorch is tested on Python 3.11 only
+TORCH := $(shell $(PYTHON) -c 'import sys; print("torch," if sys.version_info[:2] == (3, 11) else "")')
+DEMO := runs/demo$(if $(RECORDINGS),-recordings)
+
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: install demo test bench lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip setuptools wheel
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[$(TORCH)dev]'
+	touch $@
+
+demo: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh "$(DEMO)" "$(RECORDINGS)"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .venv-* runs build *.egg-info

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Every stage once: prepare, inspect, pretrain, interrupt and resume, evaluate, draw, export.
+# usage: demo.sh RUN_FOLDER [RECORDINGS]      A stage whose result is there is not done again.
+set -euo pipefail
+run=$1 recordings=${2:-}
+stores=$run/stores work=$run/csfm_nano
+mkdir -p "$run"
+
+say() { printf '\n== %s\n' "$*"; }
+step() { tail -n 1 "$work/metrics.jsonl" 2>/dev/null | sed -n 's/.*"step": *\([0-9]*\).*/\1/p'; }
+
+if [ -n "$recordings" ]; then
+  steps=4000 source=$recordings labels='superclass/*' probe=$stores/ptbxl,$stores/ptbxl_extra
+else
+  steps=400 source=simulated:subjects=240 labels='rhythm/*' probe=$stores
+fi
+train=(csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" --config.training.steps=$steps)
+
+say "recordings -> store"
+csfm prepare --source="$source" --output="$stores" --keep-reports
+
+say "what the store holds, and how its windows pack"
+csfm data "$stores" --config=csfm_nano
+
+say "pretraining"
+if [ -z "$(step)" ]; then
+  # the first run is stopped on purpose, as a scheduler would; the same command then goes on where it stopped
+  "${train[@]}" & training=$!
+  while kill -0 $training 2>/dev/null && [ "$(step || true)" -lt 100 ] 2>/dev/null || { kill -0 $training 2>/dev/null && [ -z "$(step)" ]; }; do sleep 1; done
+  say "SIGTERM: it saves and stops; the same command resumes"
+  kill -TERM $training 2>/dev/null || true
+  wait $training
+fi
+"${train[@]}"
+
+say "evaluation: linear probe against the same network at random initialisation"
+[ -e "$run/probe.json" ] || csfm evaluate --checkpoint="$work" --store="$probe" --labels="$labels" --output="$run/probe.json"
+
+say "reconstruction on ECG paper"
+[ -e "$run/reconstruction.png" ] || csfm show --checkpoint="$work" --input="$stores" --output="$run/reconstruction.png"
+
+say "export to PyTorch"
+[ -e "$run/pytorch/manifest.json" ] || csfm export --checkpoint="$work" --output="$run/pytorch"
+if python -c 'import torch' 2>/dev/null; then
+  python "$run/pytorch/csfm_torch.py" --selfcheck
+else
+  echo "PyTorch is not installed; with it: python $run/pytorch/csfm_torch.py --selfcheck"
+fi
+say "done: $run"

@@ -8,6 +8,7 @@ mkdir -p "$run"
 
 say() { printf '\n== %s\n' "$*"; }
 step() { tail -n 1 "$work/metrics.jsonl" 2>/dev/null | sed -n 's/.*"step": *\([0-9]*\).*/\1/p'; }
+reached() { local now; now=$(step); [ -n "$now" ] && [ "$now" -ge "$1" ]; }
 
 if [ -n "$recordings" ]; then
   steps=4000 source=$recordings labels='superclass/*' probe=$stores/ptbxl,$stores/ptbxl_extra
@@ -26,7 +27,7 @@ say "pretraining"
 if [ -z "$(step)" ]; then
   # the first run is stopped on purpose, as a scheduler would; the same command then goes on where it stopped
   "${train[@]}" & training=$!
-  while kill -0 $training 2>/dev/null && [ "$(step || true)" -lt 100 ] 2>/dev/null || { kill -0 $training 2>/dev/null && [ -z "$(step)" ]; }; do sleep 1; done
+  until reached 100 || ! kill -0 $training 2>/dev/null; do sleep 1; done
   say "SIGTERM: it saves and stops; the same command resumes"
   kill -TERM $training 2>/dev/null || true
   wait $training

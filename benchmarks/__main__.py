@@ -1,0 +1,18 @@
+"""`make bench`: every benchmark's figures, as ratios measured in one run where a ratio is what counts."""
+
+import importlib
+import sys
+
+BENCHMARKS = ("packing", "reading")
+
+
+def main() -> None:
+    for name in sys.argv[1:] or BENCHMARKS:
+        print(f"\n{name}", flush=True)
+        for line, value, unit, note in importlib.import_module(f"benchmarks.{name}").run():
+            shown = f"{value:,.3g}" if isinstance(value, float) else str(value)
+            print(f"  {line:<58} {shown:>12} {unit:<14} {note}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The command line: light, and clear about what is wrong."""
+
+import subprocess
+import sys
+
+import pytest
+
+from csfm_jax import cli
+
+
+def test_help_imports_no_jax():
+    code = (
+        "import sys; from csfm_jax import cli; assert cli.main(['--help']) == 0;"
+        "heavy = {'jax', 'flax', 'optax', 'grain', 'orbax', 'numpy', 'torch'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in cli.COMMANDS)
+
+
+def test_unknown_command_is_one_line_and_code_2(capsys):
+    assert cli.main(["pretrain"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"csfm {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_unknown_option_is_refused(command):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--no-such-option=1"])
+    assert stop.value.code == 2
+
+
+def test_full_disk_is_one_line_and_code_2(monkeypatch, capsys):
+    import errno
+
+    from csfm_jax.commands import data
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "store/shard")
+
+    monkeypatch.setattr(data, "run", full)
+    assert cli.main(["data", "store"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "store/shard" in message and "no space left" in message

@@ -1,0 +1,97 @@
+"""Configuration: every field is known, typed and read by some code."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from csfm_jax import config as configuration
+from csfm_jax.config import Config, from_dict, load, shipped_configs
+from data_pipelines.errors import BadInput
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def leaves(cls, prefix=""):
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield from leaves(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def test_round_trip_through_json():
+    config = Config()
+    assert from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_shipped_configs_load_and_say_what_they_are(name):
+    load(name)
+    header = ast.get_docstring(ast.parse(shipped_configs()[name].read_text()))
+    assert header and f"csfm train --config={name}" in header.replace("configs/", "").replace(".py", "")
+
+
+def test_override_from_the_command_line():
+    config = load("csfm_nano", ["--config.optimizer.learning_rate=0.5", "--config.data.rows=3"])
+    assert config.optimizer.learning_rate == 0.5 and config.data.rows == 3
+
+
+@pytest.mark.parametrize(
+    "override, names",
+    [
+        ("--config.optimizer.learning_rat=1", "learning_rat"),
+        ("--config.data.rows=many", "rows"),
+        ("--config.nothing.rows=1", "nothing"),
+    ],
+)
+def test_bad_overrides_are_named(override, names):
+    with pytest.raises(BadInput, match=names):
+        load("csfm_nano", [override])
+
+
+def test_unknown_field_in_a_file_is_refused(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from csfm_jax import config\ndef get_config():\n c = config.default()\n c.data.row_tokns = 5\n return c\n"
+    )
+    with pytest.raises(BadInput, match="row_tokns"):
+        load(str(file))
+
+
+def test_unknown_field_in_saved_values_is_refused_with_the_nearest():
+    values = Config().to_dict()
+    values["data"]["row_tokns"] = 1
+    with pytest.raises(BadInput, match="did you mean config.data.row_tokens"):
+        from_dict(values)
+
+
+def test_missing_config_lists_the_shipped_ones():
+    with pytest.raises(BadInput, match="csfm_base"):
+        load("csfm_huge")
+
+
+def test_every_field_is_read_somewhere():
+    """A field that no code reads is a dead option."""
+    read = set()
+    for folder in ("csfm_jax", "data_pipelines"):
+        for path in (ROOT / folder).rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            read |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+    dead = [name for name in leaves(Config) if name.split(".")[-1] not in read]
+    assert not dead, f"nothing reads {dead}"
+
+
+def test_open_mappings_are_the_dictionaries():
+    dictionaries = set()
+
+    def walk(cls, prefix=""):
+        for field in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(field.type):
+                walk(field.type, f"{prefix}{field.name}.")
+            elif getattr(field.type, "__origin__", None) is dict:
+                dictionaries.add(prefix + field.name)
+
+    walk(Config)
+    assert dictionaries == configuration._OPEN

@@ -1,0 +1,139 @@
+"""Metrics against scikit-learn, the bootstrap against what is known of it, and probes on data with a known answer."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csfm_jax.evaluation import bootstrap, metrics, probes
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 40), st.integers(1, 6))
+def test_auroc_equals_scikit_learn_with_ties_and_multiplicities(seed, n, levels):
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(seed)
+    scores, positive = rng.integers(0, levels, n) / 3.0, rng.random(n) < 0.4
+    weights = rng.integers(0, 4, (3, n))
+    for got, w in zip(metrics.auroc(scores, positive, weights), weights):
+        repeated = np.repeat(positive, w)
+        if 0 < repeated.sum() < len(repeated):
+            assert got == pytest.approx(roc_auc_score(repeated, np.repeat(scores, w)), abs=1e-12)
+        else:
+            assert np.isnan(got)
+
+
+def test_macro_auroc_leaves_out_unlabelled_cases_and_single_class_labels():
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(50, 3))
+    labels = (rng.random((50, 3)) < 0.3).astype(float)
+    labels[:, 2] = 0
+    labels[:10, 0] = np.nan
+    want = (roc_auc_score(labels[10:, 0], scores[10:, 0]) + roc_auc_score(labels[:, 1], scores[:, 1])) / 2
+    assert metrics.macro_auroc(scores, labels)[0] == pytest.approx(want, abs=1e-12)
+    assert np.isnan(metrics.macro_auroc(scores[:, 2:], labels[:, 2:])[0])
+
+
+def test_r2_and_absolute_error_equal_scikit_learn():
+    from sklearn.metrics import mean_absolute_error, r2_score
+
+    rng = np.random.default_rng(1)
+    truth, predicted = rng.normal(60, 12, 40), rng.normal(60, 12, 40)
+    weights = rng.integers(0, 3, (4, 40))
+    for r2, error, w in zip(
+        metrics.r2(predicted, truth, weights), metrics.mean_absolute_error(predicted, truth, weights), weights
+    ):
+        assert r2 == pytest.approx(r2_score(truth, predicted, sample_weight=w), abs=1e-9)
+        assert error == pytest.approx(mean_absolute_error(truth, predicted, sample_weight=w), abs=1e-9)
+    assert np.isnan(metrics.r2(predicted, np.full(40, 3.0))[0])
+
+
+def _auroc_of(scores, positive):
+    return lambda weights: metrics.auroc(scores, positive, weights)
+
+
+def test_bootstrap_is_paired_seeded_and_ordered():
+    rng = np.random.default_rng(2)
+    positive = rng.random(200) < 0.4
+    good, poor = positive + rng.normal(0, 0.6, 200), positive + rng.normal(0, 3.0, 200)
+    patients = np.arange(200)
+    both = bootstrap.compare(_auroc_of(good, positive), _auroc_of(poor, positive), patients, seed=5)
+    assert both == bootstrap.compare(_auroc_of(good, positive), _auroc_of(poor, positive), patients, seed=5)
+    assert both != bootstrap.compare(_auroc_of(good, positive), _auroc_of(poor, positive), patients, seed=6)
+    assert both.difference.low > 0 and both.first.low < both.first.point < both.first.high
+    d = both.difference
+    assert (d.empirical_low, d.empirical_high) == pytest.approx((2 * d.point - d.high, 2 * d.point - d.low))
+    same = bootstrap.compare(_auroc_of(good, positive), _auroc_of(good, positive), patients)
+    assert (same.difference.low, same.difference.high) == (0, 0)  # the same draws for both, so nothing is left
+
+
+def test_bootstrap_interval_of_a_mean_is_that_of_the_normal_law():
+    values = np.random.default_rng(3).normal(5, 2, 400)
+    mean = lambda w: w @ values / w.sum(1)  # noqa: E731
+    one = bootstrap.compare(mean, mean, np.arange(400), replicates=4000).first
+    half = 1.96 * values.std() / 20
+    assert (one.low, one.high) == pytest.approx((one.point - half, one.point + half), abs=0.03)
+
+
+def test_bootstrap_draws_patients_not_recordings():
+    rng = np.random.default_rng(4)
+    person = rng.normal(0, 1, 50)
+    values, patients = np.repeat(person, 20), np.repeat(np.arange(50), 20)
+    mean = lambda w: w @ values / w.sum(1)  # noqa: E731
+    width = lambda c: c.first.high - c.first.low  # noqa: E731
+    naive = bootstrap.compare(mean, mean, np.arange(1000))
+    assert width(bootstrap.compare(mean, mean, patients)) > 3.5 * width(naive)  # sqrt(20) = 4.5 in theory
+    assert bootstrap.compare(mean, mean, np.repeat(np.array([b"p", b"q"], "S1"), 500)).first.replicates == 1000
+
+
+def test_bootstrap_leaves_out_draws_without_both_classes():
+    positive = np.array([True, False, False])
+    one = bootstrap.compare(*[_auroc_of(np.arange(3.0), positive)] * 2, np.arange(3), replicates=500).first
+    assert 300 < one.replicates < 400  # 1 - (2/3)^3 - (1/3)^3 = 0.667
+    assert one.point == 0.0
+
+
+def test_bootstrap_does_not_depend_on_how_draws_are_chunked(monkeypatch):
+    values = np.random.default_rng(3).normal(5, 2, 40)
+    mean = lambda w: w @ values / w.sum(1)  # noqa: E731
+    whole = bootstrap.compare(mean, mean, np.arange(40))
+    monkeypatch.setattr(bootstrap, "_CELLS", 400)
+    assert bootstrap.compare(mean, mean, np.arange(40)).first.low == pytest.approx(whole.first.low, abs=1e-12)
+
+
+def _cases(seed, n, truth, noise=1.0):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, 20)) * np.geomspace(1e-2, 1e2, 20) + 3
+    signal = (features[:, :3] - 3) / np.geomspace(1e-2, 1e2, 20)[:3]
+    return probes.Cases(features, truth(signal, rng.normal(size=signal.shape) * noise))
+
+
+def test_logistic_probe_finds_what_is_linear_and_nothing_else():
+    truth = lambda x, e: np.stack([x[:, 0] + e[:, 0] > 0.3, e[:, 1] > 0, np.zeros(len(x))], axis=1).astype(float)  # noqa: E731
+    train, validation, test = (_cases(s, n, truth, 0.5) for s, n in ((0, 400), (1, 200), (2, 400)))
+    train.labels[:7] = np.nan
+    probe = probes.logistic(train, validation, test)
+    assert metrics.auroc(probe.scores[:, 0], test.labels[:, 0] > 0.5)[0] > 0.85
+    assert abs(metrics.auroc(probe.scores[:, 1], test.labels[:, 1] > 0.5)[0] - 0.5) < 0.1
+    assert np.all(probe.scores[:, 2] == 0)
+    assert min(probe.validation.values()) == probe.validation[probe.strength]
+
+
+def test_probe_strength_is_chosen_without_the_test_cases():
+    truth = lambda x, e: (x[:, :1] + e[:, :1] > 0).astype(float)  # noqa: E731
+    train, validation, test = (_cases(s, n, truth, 2.0) for s, n in ((0, 60), (1, 60), (2, 60)))
+    flipped = probes.Cases(test.features, 1 - test.labels)
+    a, b = probes.logistic(train, validation, test), probes.logistic(train, validation, flipped)
+    assert a.strength == b.strength < 1.0 and np.array_equal(a.scores, b.scores)
+
+
+def test_ridge_probe_answers_in_the_labels_unit():
+    truth = lambda x, e: (70 + 10 * x[:, :1] + e[:, :1]).astype(float)  # noqa: E731
+    train, validation, test = (_cases(s, n, truth) for s, n in ((0, 300), (1, 100), (2, 200)))
+    train.labels[3] = np.nan
+    scores = probes.ridge(train, validation, test).scores[:, 0]
+    assert metrics.r2(scores, test.labels[:, 0])[0] > 0.95
+    assert metrics.mean_absolute_error(scores, test.labels[:, 0])[0] < 1.2

@@ -1,0 +1,193 @@
+"""The WFDB header: a strict parser that takes nothing in it on trust.
+
+Format: header(5) of the WFDB Applications Guide. Names stay inside the header's folder and numbers stay in bounds;
+whether the declared length fits the signal files is checked by the reader, before it allocates.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipelines.errors import BadInput
+
+_LARGEST_HEADER = 1 << 24  # bytes; a year of MIMIC segments is below one megabyte
+_NUMBER = r"\d{1,12}(?:\.\d{0,20})?|\.\d{1,20}"
+_INTEGER = r"-?\d{1,12}"
+_RECORD = re.compile(r"(?P<name>[^\s/]+)(?:/(?P<segments>\d{1,7}))?")
+_RATE = re.compile(rf"(?P<rate>{_NUMBER})(?:/-?(?:{_NUMBER})?(?:\(-?(?:{_NUMBER})\))?)?")
+_FORMAT = re.compile(r"(?P<format>\d{1,4})(?:x(?P<spf>\d{1,6}))?(?::(?P<skew>\d{1,9}))?(?:\+(?P<offset>\d{1,12}))?")
+_GAIN = re.compile(
+    rf"(?P<gain>[-+]?(?:{_NUMBER})(?:[eE][-+]?\d{{1,3}})?)(?:\((?P<baseline>{_INTEGER})\))?(?:/(?P<unit>\S*))?"
+)
+_UNSAFE_NAME = re.compile(r"[/\\:\x00-\x20]")
+_AGE = re.compile(r"\bage\b>?\s*:\s*(\d{1,3}(?:\.\d{1,6})?)", re.IGNORECASE)
+_SEX = re.compile(r"\bsex\b>?\s*:\s*(male|female|m|f)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One signal line: where the samples are and what they mean. `checksum` is None where the header gives none."""
+
+    file: str
+    format: int
+    samples_per_frame: int
+    skew: int
+    offset: int
+    gain: float
+    baseline: int
+    unit: str
+    checksum: int | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """A parsed header.
+
+    Attributes:
+        path: of the header file.
+        rate: frames a second.
+        frames: declared length, or None where the header leaves it to the file's size.
+        signals: empty for a multi-segment header.
+        segments: (record name or "~" for a gap, frames); empty for a single-segment header.
+        comments: lines after "#", stripped.
+    """
+
+    path: Path
+    record: str
+    rate: float
+    frames: int | None
+    signals: tuple[Signal, ...]
+    segments: tuple[tuple[str, int], ...]
+    comments: tuple[str, ...]
+
+    def fields(self) -> dict[str, str]:
+        """The comments of the form "key: value", keys in lower case ("#Age: 47", "# Age: 47" -> {"age": "47"})."""
+        pairs = (comment.partition(":") for comment in self.comments if ":" in comment)
+        return {key.strip().lower(): value.strip() for key, _, value in pairs}
+
+    def labels(self) -> dict[str, float]:
+        """Age in years, sex (0 male, 1 female) and diagnosis codes ("dx/426783006": 1.0), as far as the comments tell."""
+        text, labels = "\n".join(self.comments), {}
+        if found := _AGE.search(text):
+            labels["age"] = float(found[1])
+        if found := _SEX.search(text):
+            labels["sex"] = float(found[1][0] in "fF")
+        codes = (code.strip() for code in self.fields().get("dx", "").split(","))
+        return labels | {f"dx/{code}": 1.0 for code in codes if code.isalnum() and code.lower() != "unknown"}
+
+
+def read_header(path: Path) -> Header:
+    """Reads and checks a header file; raises BadInput for whatever is wrong with it."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_HEADER + 1)
+    except FileNotFoundError:
+        raise BadInput(path, "no such file", "a WFDB header", "check the path and the copy of the dataset") from None
+    except OSError as error:
+        raise BadInput(path, f"a file that cannot be read ({error.strerror})", "a WFDB header", "check the path") from None
+    if len(content) > _LARGEST_HEADER:
+        raise BadInput(path, "more than 16 MiB", "a WFDB header of text lines", "remove or replace the file")
+    return parse_header(content, path)
+
+
+def parse_header(content: bytes, path: Path) -> Header:
+    """Parses a header's bytes.
+
+    Args:
+        content: the file's bytes, in UTF-8 or Latin-1.
+        path: named in errors; segment and signal files are looked for beside it.
+
+    Raises:
+        BadInput: any line that header(5) does not allow, a name that leaves the folder, no signals.
+    """
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    comments = tuple(line.lstrip("# \t").rstrip() for _, line in lines if line.startswith("#"))
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise _bad(path, 1, "no record line", "a record line: name, number of signals, rate, length")
+    number, line = lines[0]
+    record, segments, signals, rate, frames = _record_line(line, number, path)
+    count = segments if segments is not None else signals
+    if len(lines) - 1 < count:
+        found = f"{len(lines) - 1} signal or segment lines"
+        raise _bad(path, number, found, f"{count}, as the record line declares")
+    body = lines[1 : count + 1]
+    if segments is not None:
+        parts = tuple(_segment_line(line, number, path) for number, line in body)
+        total = sum(length for _, length in parts)
+        if frames is not None and total != frames:
+            raise _bad(path, number, f"segments of {total} frames together", f"the {frames} that the record line declares")
+        return Header(path, record, rate, total, (), parts, comments)
+    return Header(path, record, rate, frames, tuple(_signal_line(*b, path) for b in body), (), comments)
+
+
+def _bad(path: Path, line: int, found: str, expected: str) -> BadInput:
+    return BadInput(f"{path} line {line}", found, expected, "replace the header by the dataset's original")
+
+
+def _record_line(line: str, number: int, path: Path) -> tuple[str, int | None, int, float, int | None]:
+    words = line.split()
+    name, expected = _RECORD.fullmatch(words[0]), "a record line: name, number of signals, rate, length"
+    if not name or len(words) < 2 or not re.fullmatch(r"\d{1,6}", words[1], re.ASCII):
+        raise _bad(path, number, "something else", expected)
+    rate, frames = 250.0, None
+    if len(words) > 2:
+        match = _RATE.fullmatch(words[2])
+        if not match or not float(match["rate"]) > 0:
+            raise _bad(path, number, "a sampling rate that is no positive number", expected)
+        rate = float(match["rate"])
+    if len(words) > 3:
+        if not re.fullmatch(r"\d{1,15}", words[3], re.ASCII):
+            raise _bad(path, number, "a length that is no whole number", expected)
+        frames = int(words[3]) or None
+    segments = int(name["segments"]) if name["segments"] is not None else None
+    if int(words[1]) == 0:
+        raise _bad(path, number, "zero channels", "at least one signal")
+    if segments == 0:
+        raise _bad(path, number, "zero segments", "at least one segment")
+    return name["name"], segments, int(words[1]), rate, frames
+
+
+def safe_name(name: str) -> bool:
+    """Whether a name from a header names a file in the header's own folder."""
+    return not _UNSAFE_NAME.search(name) and name not in (".", "..", "-") and len(name) < 256
+
+
+def _segment_line(line: str, number: int, path: Path) -> tuple[str, int]:
+    words = line.split()
+    if len(words) < 2 or not re.fullmatch(r"\d{1,15}", words[1], re.ASCII):
+        raise _bad(path, number, "something else", "a segment line: name and length")
+    if not safe_name(words[0]):
+        raise _bad(path, number, "a segment outside the header's folder", "a plain record name")
+    return words[0], int(words[1])
+
+
+def _signal_line(number: int, line: str, path: Path) -> Signal:
+    words, expected = line.split(None, 8), "a signal line: file, format, gain, resolution, zero, first value, checksum"
+    if not safe_name(words[0]):
+        raise _bad(path, number, "a signal file outside the header's folder", "a plain file name")
+    layout = _FORMAT.fullmatch(words[1]) if len(words) > 1 else None
+    gain = _GAIN.fullmatch(words[2] if len(words) > 2 else "200")
+    if not layout or not gain:
+        raise _bad(path, number, "something else", expected)
+    numbers = words[3:8]
+    if not all(re.fullmatch(_INTEGER, word, re.ASCII) for word in numbers):
+        raise _bad(path, number, "a field that is no whole number", expected)
+    zero = int(numbers[1]) if len(numbers) > 1 else 0
+    scale = float(gain["gain"]) or 200.0  # header(5): a gain of zero means "not calibrated", to be taken as 200
+    if not math.isfinite(scale) or not 1e-30 < abs(scale) < 1e30:
+        raise _bad(path, number, "a gain beyond what float32 holds", expected)
+    spf = int(layout["spf"] or 1)
+    if spf == 0:
+        raise _bad(path, number, "zero samples per frame", "at least one")
+    return Signal(
+        file=words[0], format=int(layout["format"]), samples_per_frame=spf, skew=int(layout["skew"] or 0),
+        offset=int(layout["offset"] or 0), gain=scale, baseline=int(gain["baseline"] or zero), unit=gain["unit"] or "mV",
+        checksum=int(numbers[3]) if len(numbers) > 3 else None, name=words[8].strip() if len(words) > 8 else "",
+    )  # fmt: skip

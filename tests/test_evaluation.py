@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csfm_jax.evaluation import bootstrap, metrics, probes
+from csfm_jax.evaluation import bootstrap, metrics, probes, protocol
+from data_pipelines.errors import BadInput
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,3 +138,54 @@ def test_ridge_probe_answers_in_the_labels_unit():
     scores = probes.ridge(train, validation, test).scores[:, 0]
     assert metrics.r2(scores, test.labels[:, 0])[0] > 0.95
     assert metrics.mean_absolute_error(scores, test.labels[:, 0])[0] < 1.2
+
+
+def _recordings(n=360, seed=0):
+    rng = np.random.default_rng(seed)
+    person = np.arange(n) // 2  # two recordings a person
+    split = np.array([0, 0, 0, 0, 1, 2, 2, 2], np.int8)[person % 8]
+    hidden = rng.normal(size=(n, 3))
+    labels = {
+        "class/A": (hidden[:, 0] > 0.5).astype(np.float32),
+        "class/B": (hidden[:, 1] > 0.0).astype(np.float32),
+        "class/never": np.zeros(n, np.float32),
+        "age": (50 + 10 * hidden[:, 2]).astype(np.float32),
+    }
+    labels["class/A"][:5] = np.nan
+    good = np.concatenate([hidden + rng.normal(0, 0.5, hidden.shape), rng.normal(size=(n, 5))], axis=1)
+    subjects = np.array([f"{p:016x}" for p in person], "S16")
+    return protocol.Recordings(subjects, split, labels), good, rng.normal(size=(n, 8))
+
+
+def test_comparison_tells_a_good_encoder_from_one_that_knows_nothing():
+    recordings, good, poor = _recordings()
+    classes, age = protocol.groups(recordings, "class/*, age")
+    assert (classes.labels, classes.continuous, age.continuous) == (("class/A", "class/B", "class/never"), False, True)
+    result = protocol.judge(recordings, good, poor, classes, replicates=200)
+    assert result["labels"] == ["class/A", "class/B"] and "class/never" in result["left_out"]
+    assert result["checkpoint"]["point"] > 0.8 > 0.65 > result["random"]["point"]
+    assert result["difference"]["low"] > 0
+    assert np.mean(result["by_label"]["checkpoint"]) == pytest.approx(result["checkpoint"]["point"])
+    assert sum(result["subjects"].values()) == 180 and result["recordings"]["test"] == 2 * result["subjects"]["test"]
+    years = protocol.judge(recordings, good, poor, age, replicates=200)
+    assert years["metric"] == "r2" and years["difference"]["low"] > 0.3
+    assert years["mean_absolute_error"]["checkpoint"]["point"] < years["mean_absolute_error"]["random"]["point"] - 2
+
+
+def test_people_whom_the_encoder_was_trained_on_are_refused_and_not_named():
+    recordings, *_ = _recordings()
+    train = set(recordings.subject[recordings.split == 0].tolist())
+    protocol.check_unseen(recordings, train, "run")
+    leaked = recordings.subject[recordings.split == 2][0]
+    with pytest.raises(BadInput, match="1 of the 66 test subjects") as error:
+        protocol.check_unseen(recordings, train | {leaked}, "run")
+    assert leaked.decode() not in str(error.value)
+
+
+def test_labels_that_cannot_be_judged_are_refused():
+    recordings, good, poor = _recordings()
+    with pytest.raises(BadInput, match=r"class/\*"):
+        protocol.groups(recordings, "rhythm/*")
+    (never,) = protocol.groups(recordings, "class/never")
+    with pytest.raises(BadInput, match="two values"):
+        protocol.judge(recordings, good, poor, never)

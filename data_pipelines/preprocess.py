@@ -1,0 +1,510 @@
+"""Physical samples -> int16 at a modality's rate: the one preprocessing of stores, embedding and exported models.
+
+NumPy, SciPy and `signals.py` only: the file is shipped verbatim beside the exported PyTorch model.
+
+Steps, in order: unit conversion; invalid spans found (NaN, infinite, flat, beyond any int16 value) and bridged by
+straight lines, only so that filters do not ring; odd reflection at both ends; anti-aliased rational resampling that
+keeps sample times exact; zero-phase Butterworth band and mains notches; for sensors without a physical scale, division
+by the robust standard deviation of the valid filtered samples; quantisation with the modality's fixed step; invalid
+spans, widened a little, marked again. The z-score comes later, on the window that is read (`normalise`).
+
+The filters look forward as well as backward, but only inside the samples they are given: where a task may not look
+ahead, cut the signal first.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from scipy import signal as dsp
+
+try:
+    from .signals import CHANNEL_ID, CHANNELS, MODALITIES, standard_name
+except ImportError:  # beside an exported model, where there is no package
+    from signals import CHANNEL_ID, CHANNELS, MODALITIES, standard_name
+
+INVALID = np.int16(-32768)
+_LARGEST = 32767
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a spec does to one modality; rate, band, unit, step and powerline are those of `signals.Modality`.
+
+    Attributes:
+        flat_seconds: a value that stays exactly constant this long is a sensor that measures nothing; None keeps it.
+        plausible: (low, high) in `unit`; a sample outside is invalid. None: only the int16 range counts.
+    """
+
+    modality: str
+    rate: int
+    low: float | None
+    high: float | None
+    unit: str
+    step: float
+    powerline: bool
+    flat_seconds: float | None
+    plausible: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A named, versioned preprocessing; every number that changes a sample stands here.
+
+    Attributes:
+        name, version: raise the version with any change of numbers or of code that changes samples.
+        resampling: "polyphase" (anti-aliased, edges reflected) or "fft" (the published model's; circular).
+        cleaning: "zero-phase" (band and notches of `rules`) or "neurokit2" (its `ecg_clean`, `ppg_clean` of 0.2.13).
+        rules: one a modality; a modality without a rule is dropped and reported.
+        order: of the Butterworth filters; they are passed twice, so the slope doubles and the corner is at -6 dB.
+        notch_hz: removed where the mains frequency is not known; notch_q: frequency over bandwidth of a notch.
+        kernel_lobes, kernel_beta: half length of the resampling kernel (in samples of the slower rate), Kaiser's beta.
+        edge_periods: reflected signal at both ends, in periods of the low corner; edge_seconds: the least of it.
+        widen_seconds: invalid spans grow by this and one sample of each rate at both ends.
+        shortest_seconds: a channel with less valid signal is dropped.
+        lowest_rate: a channel recorded slower than this fraction of the canonical rate is dropped.
+        epsilon: of the z-score, in int16 counts.
+    """
+
+    name: str
+    version: int
+    resampling: str
+    cleaning: str
+    rules: tuple[Rule, ...]
+    order: int = 2
+    notch_hz: tuple[float, ...] = (50.0, 60.0)
+    notch_q: float = 30.0
+    kernel_lobes: int = 10
+    kernel_beta: float = 5.0
+    edge_periods: float = 1.5
+    edge_seconds: float = 0.5
+    widen_seconds: float = 0.02
+    shortest_seconds: float = 0.5
+    lowest_rate: float = 0.1
+    epsilon: float = 1e-8
+
+    def rule(self, modality: str) -> Rule | None:
+        return next((r for r in self.rules if r.modality == modality), None)
+
+    def to_dict(self) -> dict:
+        """Plain values, as JSON keeps them; `from_dict` reads them back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Spec":
+        """Raises TypeError for unknown or missing fields."""
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "rules"}
+        rules = ({k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()} for rule in values["rules"])
+        return cls(rules=tuple(Rule(**rule) for rule in rules), **tuples)
+
+    def digest(self) -> str:
+        """16 hex digits of SHA-256 over all fields: equal digests, equal samples."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version} ({self.digest()})"
+
+
+# A breath may pause for ten seconds, an oximeter repeats whole percents; elsewhere noise moves the last bit.
+_FLAT_SECONDS = {"resp": 10.0, "spo2": None}
+_PLAUSIBLE = {"spo2": (1.0, 101.0)}  # a probe that is off reads 0
+
+
+def _rules(*modalities: str) -> tuple[Rule, ...]:
+    return tuple(
+        Rule(
+            m.name, m.rate, *m.band, m.unit, m.step, m.powerline, _FLAT_SECONDS.get(m.name, 1.0), _PLAUSIBLE.get(m.name)
+        )
+        for m in (MODALITIES[name] for name in modalities)
+    )
+
+
+SPECS: dict[str, Spec] = {
+    "csfm-jax": Spec("csfm-jax", 1, "polyphase", "zero-phase", _rules(*MODALITIES)),
+    "csfm-published": Spec("csfm-published", 1, "fft", "neurokit2", _rules("ecg", "ppg")),
+}
+
+
+def get_spec(name: str) -> Spec:
+    """The spec of that name; ValueError names the known ones."""
+    if name not in SPECS:
+        raise ValueError(f"found no preprocessing {name!r}; expected one of {', '.join(SPECS)}")
+    return SPECS[name]
+
+
+def mismatch(found: Spec, expected: Spec) -> str | None:
+    """None for equal specs, else one phrase that names both versions and the first differing field."""
+    if found == expected:
+        return None
+    a, b = found.to_dict(), expected.to_dict()
+    field = next((k for k in b if a.get(k) != b[k]), "name")
+    return f"{found}, not {expected}: they differ in {field!r}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One channel at its modality's rate: samples int16 [m], INVALID where absent; report as in `PreparedRecording`."""
+
+    samples: np.ndarray
+    report: dict
+
+
+@dataclass(frozen=True)
+class PreparedRecording:
+    """A recording's usable channels on one time axis.
+
+    Attributes:
+        channels: int32 [C], ids of `signals.CHANNELS`, ascending.
+        samples: C arrays int16 [seconds x rate, rounded down], from the recording's start; INVALID where absent.
+        seconds: length, a whole number of milliseconds.
+        report: one dict a given channel, in the order given: "name", "channel" (standard name or None), "modality",
+            "status" ("kept" or "dropped"), "reason" (of dropping), "rate", "unit", "invalid" (fraction), "done" (list).
+    """
+
+    channels: np.ndarray
+    samples: list[np.ndarray]
+    seconds: float
+    report: list[dict]
+
+    @property
+    def milliseconds(self) -> int:
+        return round(self.seconds * 1000)
+
+
+def prepare_channel(
+    signal: np.ndarray,
+    rate: float,
+    unit: str,
+    channel_name: str,
+    start: float = 0.0,
+    *,
+    spec: Spec,
+    mains: float | None = None,
+) -> Prepared:
+    """Prepares one channel alone; arguments as in `prepare`. `samples` is empty where the channel is dropped."""
+    made = prepare([(channel_name, rate, unit, start, signal)], spec=spec, mains=mains)
+    return Prepared(made.samples[0] if made.samples else np.zeros(0, np.int16), made.report[0])
+
+
+def prepare(channels: Sequence[tuple], *, spec: Spec, mains: float | None = None) -> PreparedRecording:
+    """Prepares the channels of one recording.
+
+    Args:
+        channels: (name, rate in Hz, unit, start in seconds, signal [samples] in that unit, NaN where invalid) each.
+        spec: what to do.
+        mains: powerline frequency in Hz; None removes every frequency of `spec.notch_hz`.
+
+    Returns:
+        The usable channels; a channel that cannot be used is left out and reported, never an error.
+    """
+    reports = [{"name": c[0], "rate": float(c[1]), "unit": c[2]} for c in channels]
+    groups: dict[tuple, list[int]] = {}
+    taken: set[int] = set()
+    for i, (_, rate, _, start, signal) in enumerate(channels):
+        rule = _admit(reports[i], len(signal), spec, taken)
+        if rule:
+            groups.setdefault((rule, float(rate), float(start), len(signal)), []).append(i)
+    ends = [start + len(signal) / rate for _, rate, _, start, signal in channels if rate > 0]
+    milliseconds = int(max(ends, default=0.0) * 1000 + 1e-6)
+    made: dict[int, np.ndarray] = {}
+    for (rule, rate, start, _), rows in groups.items():
+        x = np.stack([np.asarray(channels[i][4], np.float64) * reports[i].pop("factor") for i in rows])
+        samples, done, reasons = _prepare_group(x, rate, start, milliseconds * rule.rate // 1000, rule, spec, mains)
+        for row, i in enumerate(rows):
+            reports[i]["done"] = done
+            if reasons[row]:
+                reports[i].update(status="dropped", reason=reasons[row])
+                continue
+            reports[i].update(status="kept", invalid=float(np.mean(samples[row] == INVALID)))
+            made[CHANNEL_ID[reports[i]["channel"]]] = samples[row]
+    ids = sorted(made)
+    return PreparedRecording(np.array(ids, np.int32), [made[i] for i in ids], milliseconds / 1000, reports)
+
+
+_TO_MICROVOLT = {"v": 1e6, "mv": 1e3, "uv": 1.0, "µv": 1.0, "μv": 1.0, "nv": 1e-3}
+_TO_MMHG = {"mmhg": 1.0, "kpa": 7.50062, "cmh2o": 0.735559}
+_SCALES = {"mV": _TO_MICROVOLT, "uV": _TO_MICROVOLT, "mmHg": _TO_MMHG, "%": {"%": 1.0, "percent": 1.0, "": 1.0}}
+
+
+def unit_factor(unit: str, modality: str) -> float | None:
+    """What a sample in `unit` is multiplied by to be in the modality's unit; None where that makes no sense.
+
+    A modality in "a.u." takes any unit as it is: its scale is removed later anyhow.
+    """
+    target = MODALITIES[modality].unit
+    if target == "a.u.":
+        return 1.0
+    scale, key = _SCALES[target], unit.strip().lower()
+    return scale[key] / scale[target.lower()] if key in scale else None
+
+
+def _admit(report: dict, samples: int, spec: Spec, taken: set[int]) -> Rule | None:
+    """Decides from name, unit and rate alone; fills the report, and `taken` with the channel's id."""
+    standard = standard_name(report["name"], report["unit"])
+    report.update(channel=standard, modality=None, status="dropped", done=[])
+    if standard is None:
+        report["reason"] = "unknown name"
+        return None
+    id_ = CHANNEL_ID[standard]
+    report["modality"] = CHANNELS[id_].modality
+    rule, factor = spec.rule(report["modality"]), unit_factor(report["unit"], report["modality"])
+    if rule is None:
+        report["reason"] = f"modality unknown to {spec.name}"
+    elif factor is None:
+        report["reason"] = "unit not convertible to " + rule.unit
+    elif not report["rate"] >= spec.lowest_rate * rule.rate:
+        report["reason"] = "rate too low"
+    elif samples < spec.shortest_seconds * report["rate"]:
+        report["reason"] = "too short"
+    elif id_ in taken:
+        report["reason"] = "duplicate of another channel"
+    else:
+        taken.add(id_)
+        report["factor"] = factor
+        return rule
+    return None
+
+
+def _prepare_group(x, rate, start, length, rule, spec, mains):
+    """[C, n] float64 in the rule's unit -> ([C, length] int16, what was done, per row a reason to drop it or None)."""
+    bad = invalid_spans(x, rate, rule)
+    done = [f"{rate:g} -> {rule.rate} Hz"] if rate != rule.rate else []
+    need = spec.shortest_seconds * rate
+    reasons = [None if good >= need else "flat or invalid throughout" for good in (~bad).sum(axis=1)]
+    _bridge(x, bad)
+    first = int(np.ceil(start * rule.rate - 1e-6))  # canonical sample at or after the channel's first one
+    count = min(length, int((start + x.shape[1] / rate) * rule.rate + 1e-6)) - first
+    offset = first / rule.rate - start  # of that sample, in seconds after the channel's first one
+    if count <= 0:
+        return np.empty((len(x), 0), np.int16), done, ["too short"] * len(x)
+    if spec.cleaning == "neurokit2":
+        y = _published(x, rate, rule)[:, :count]
+        done.append("neurokit2 cleaning")
+    else:
+        y = _filtered(x, rate, offset, count, rule, spec, mains, done)
+    bad = _carry_spans(bad, rate, offset, y.shape[1], rule.rate, spec.widen_seconds)
+    if rule.unit == "a.u.":
+        scale = _robust_deviation(y, bad)
+        y /= np.where(scale > 0, scale, 1.0)[:, None]
+        reasons = [r or ("flat or invalid throughout" if not s > 0 else None) for r, s in zip(reasons, scale)]
+        done.append("divided by robust deviation")
+    out = np.full((len(x), length), INVALID)
+    counts = np.rint(y / rule.step)
+    bad |= ~(np.abs(counts) <= _LARGEST)
+    out[:, first : first + y.shape[1]] = np.where(bad, INVALID, np.where(bad, 0.0, counts).astype(np.int16))
+    valid = (~bad).sum(axis=1)
+    return out, done, [r or (None if v else "flat or invalid throughout") for r, v in zip(reasons, valid)]
+
+
+def invalid_spans(x: np.ndarray, rate: float, rule: Rule) -> np.ndarray:
+    """Marks samples that measure nothing.
+
+    Args:
+        x: [C, n] float64 in the rule's unit.
+
+    Returns:
+        bool [C, n]: not finite, outside `rule.plausible`, flat for `rule.flat_seconds` or longer, or, for a sensor
+        with a physical scale, further from zero than int16 can say (from the median where a high-pass follows).
+    """
+    bad = ~np.isfinite(x)
+    with np.errstate(invalid="ignore"):
+        if rule.plausible:
+            bad |= (x < rule.plausible[0]) | (x > rule.plausible[1])
+        if rule.unit != "a.u.":
+            largest = _LARGEST * rule.step
+            for row, wrong in zip(x, bad):
+                good = row[~wrong]
+                if (
+                    good.size
+                    and np.ptp(good) > largest
+                    or (rule.low is None and good.size and np.abs(good).max() > largest)
+                ):
+                    centre = 0.0 if rule.low is None else np.median(good)
+                    wrong |= ~(np.abs(row - centre) <= largest)
+    if rule.flat_seconds is not None and x.shape[1] > 1:
+        bad |= _runs(x[:, 1:] == x[:, :-1], max(1, int(np.ceil(rule.flat_seconds * rate)) - 1))
+    return bad
+
+
+def _runs(same: np.ndarray, least: int) -> np.ndarray:
+    """[C, n-1] "equals its predecessor" -> [C, n] "lies in a run of more than `least` equal samples"."""
+    rows, n = same.shape
+    edges = np.zeros((rows, n + 2), np.int8)
+    edges[:, 1:-1] = same
+    steps = np.diff(edges, axis=1).ravel()
+    begins, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    marked = np.zeros(rows * (n + 1), bool)
+    for begin, end in zip(begins, ends):
+        if end - begin >= least:
+            marked[begin : end + 1] = True
+    return marked.reshape(rows, n + 1)
+
+
+def _bridge(x, bad):
+    """Replaces invalid samples in place by a straight line between their valid neighbours (constant at the ends)."""
+    for row, wrong in zip(x, bad):
+        if wrong.any():
+            good = np.flatnonzero(~wrong)
+            row[wrong] = np.interp(np.flatnonzero(wrong), good, row[good]) if good.size else 0.0
+
+
+def _carry_spans(bad, rate, offset, count, target, widen):
+    """Invalid spans at the native rate -> at `target`, each end moved out by a sample of either rate plus `widen` s."""
+    out = np.zeros((len(bad), count), bool)
+    margin = 1 / rate + 1 / target + widen
+    for row, wrong in zip(out, bad):
+        if not wrong.any():
+            continue
+        steps = np.diff(np.concatenate(([0], wrong.view(np.int8), [0])))
+        begins = (np.flatnonzero(steps == 1) / rate - offset - margin) * target
+        ends = ((np.flatnonzero(steps == -1) - 1) / rate - offset + margin) * target
+        for begin, end in zip(np.ceil(begins).astype(int), np.floor(ends).astype(int)):
+            row[max(0, begin) : max(0, end + 1)] = True
+    return out
+
+
+def _filtered(x, rate, offset, count, rule, spec, mains, done):
+    """[C, n] at `rate` -> [C, count] at the rule's rate, the first sample `offset` seconds after x's first one."""
+    sections, named = _sections(rule, spec, min(rate, rule.rate), mains)
+    done += named
+    edge = max(spec.edge_seconds, spec.edge_periods / rule.low if rule.low else 0.0)
+    pad = int(np.ceil(edge * rate))
+    x = np.pad(x, ((0, 0), (pad, pad)), mode="reflect", reflect_type="odd")
+    before = int(edge * rule.rate)
+    x = resample(x, rate, rule.rate, pad / rate + offset - before / rule.rate, count + 2 * before, spec)
+    if len(sections):
+        x = dsp.sosfiltfilt(sections, x, axis=1, padtype=None)
+    return x[:, before : before + count]
+
+
+@lru_cache(maxsize=64)
+def _sections(rule: Rule, spec: Spec, rate: float, mains: float | None):
+    """Second-order sections of band and notches at the canonical rate, and their names for the report."""
+    sections, named, nyquist = [], [], min(rate, rule.rate) / 2
+    if rule.low is not None:
+        sections.append(dsp.butter(spec.order, rule.low, "highpass", fs=rule.rate, output="sos"))
+        named.append(f"high-pass {rule.low:g} Hz")
+    if rule.high is not None and rule.high < 0.95 * nyquist:  # above, the recording itself has ended
+        sections.append(dsp.butter(spec.order, rule.high, "lowpass", fs=rule.rate, output="sos"))
+        named.append(f"low-pass {rule.high:g} Hz")
+    for hertz in spec.notch_hz if mains is None else (float(mains),):
+        if rule.powerline and 0 < hertz < 0.95 * nyquist:
+            sections.append(dsp.tf2sos(*dsp.iirnotch(hertz, spec.notch_q, fs=rule.rate)))
+            named.append(f"notch {hertz:g} Hz")
+    return np.concatenate(sections) if sections else np.zeros((0, 6)), tuple(named)
+
+
+def resample(x: np.ndarray, rate: float, target: float, first: float, count: int, spec: Spec) -> np.ndarray:
+    """Band-limited samples of x at exact times.
+
+    Args:
+        x: [C, n] float64; sample i was taken at i / rate seconds.
+        first: time of the first output sample, seconds; need not lie on a sample of x.
+        count: output samples, at first + k / target seconds. Outside x the signal counts as 0.
+
+    Returns:
+        [C, count] float64.
+    """
+    up, down, position = _ratio(rate, target, first)
+    whole = round(position)
+    shift = position - whole if abs(position - whole) > 1e-6 else 0.0
+    if up == down == 1 and shift == 0.0:
+        lead, tail = max(0, -whole), max(0, whole + count - x.shape[1])
+        return np.pad(x, ((0, 0), (lead, tail)))[:, whole + lead : whole + lead + count]
+    kernel, centre = _kernel(up, down, shift, spec.kernel_lobes, spec.kernel_beta)
+    # output k is the convolution at whole + k * down + centre; zeros before the kernel put that on upfirdn's grid,
+    # zeros before x make a position before its first sample a positive one
+    lead = max(0, -(-(-whole - centre) // up))
+    at = whole + centre + lead * up
+    late = -at % down
+    index = (at + late) // down
+    tail = max(0, -(-((index + count - 1) * down - late - len(kernel) + 1) // up) + 1 - x.shape[1] - lead)
+    x = np.pad(x, ((0, 0), (lead, tail)))
+    return dsp.upfirdn(np.concatenate((np.zeros(late), kernel)), x, up, down, axis=1)[:, index : index + count]
+
+
+def _ratio(rate, target, first):
+    """(up, down, position of `first` on the upsampled grid); the rate as the simplest fraction that serves."""
+    for denominator in (10_000, 1_000, 100, 10, 1):  # 62.4725 Hz = 24989 / 400 exactly; huge kernels are avoided
+        ratio = Fraction(target).limit_denominator(1) / Fraction(rate).limit_denominator(denominator)
+        if max(ratio.numerator, ratio.denominator) <= 200_000:
+            break
+    return ratio.numerator, ratio.denominator, first * rate * ratio.numerator
+
+
+@lru_cache(maxsize=32)
+def _kernel(up, down, shift, lobes, beta):
+    """Kaiser-windowed sinc on the upsampled grid, read `shift` grid steps late; (taps, index of centre)."""
+    widest = max(up, down)
+    half = lobes * widest
+    t = np.arange(-half, half + 1) + shift
+    inside = np.clip(1 - (t / (half + 1)) ** 2, 0, None)
+    taps = np.sinc(t / widest) * np.i0(beta * np.sqrt(inside)) / np.i0(beta)
+    return taps * (up / taps.sum()), half
+
+
+def _robust_deviation(y, bad):
+    """1.4826 x median absolute deviation of each row's valid samples (plain deviation where that is 0): [C]."""
+    scale = np.zeros(len(y))
+    for i, (row, wrong) in enumerate(zip(y, bad)):
+        good = row[~wrong]
+        if good.size:
+            scale[i] = 1.4826 * np.median(np.abs(good - np.median(good))) or good.std()
+    return scale
+
+
+def _published(x, rate, rule):
+    """The published model's chain: FFT resampling, then neurokit2's default cleaning, edges as it has them."""
+    if rate != rule.rate:
+        x = dsp.resample(x, int(x.shape[1] * rule.rate / rate), axis=1)
+    if rule.modality == "ppg":
+        sections = dsp.butter(2, (0.5, 8.0), "bandpass", fs=rule.rate, output="sos")
+        return dsp.sosfiltfilt(sections, x, axis=1)
+    x = dsp.sosfiltfilt(dsp.butter(5, 0.5, "highpass", fs=rule.rate, output="sos"), x, axis=1)
+    width = int(rule.rate / 50)  # one 50 Hz period, whatever the mains
+    return dsp.filtfilt(np.ones(width), [width], x, axis=1)
+
+
+def normalise(window: np.ndarray, epsilon: float = 1e-8) -> np.ndarray:
+    """Z-scores a window: float32, NaN where invalid.
+
+    Args:
+        window: int16 [..., n]; each row (one channel's window) has its own mean and deviation, of its valid samples.
+        epsilon: added to the deviation; a constant window becomes zeros.
+    """
+    bad = window == INVALID
+    x = window.astype(np.float32)
+    if bad.any():
+        x[bad] = np.nan
+        count = np.maximum(1, (~bad).sum(axis=-1, keepdims=True))
+        x -= np.nansum(x, axis=-1, keepdims=True, dtype=np.float64).astype(np.float32) / count.astype(np.float32)
+        power = np.nansum(x * x, axis=-1, keepdims=True) / count
+        return x / (np.sqrt(power) + epsilon).astype(np.float32)
+    x -= x.mean(axis=-1, keepdims=True)
+    power = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
+    x /= np.sqrt(power) + np.float32(epsilon)
+    return x
+
+
+def tokens(samples: np.ndarray, patch: int, rate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts normalised samples into patches; a rest shorter than a patch is left out.
+
+    Args:
+        samples: float32 [..., n] from `normalise`, NaN where invalid.
+        patch: samples of a patch. rate: Hz.
+
+    Returns:
+        patches float32 [..., k, patch] (zeros in absent ones), centre times float32 [k] in seconds from the window's
+        start, and valid bool [..., k]: a token is absent if any of its samples is invalid.
+    """
+    k = samples.shape[-1] // patch
+    patches = samples[..., : k * patch].reshape(*samples.shape[:-1], k, patch)
+    valid = np.isfinite(patches).all(axis=-1)
+    if not valid.all():
+        patches = np.where(valid[..., None], patches, np.float32(0))
+    return patches, ((np.arange(k) + 0.5) * (patch / rate)).astype(np.float32), valid

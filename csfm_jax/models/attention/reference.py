@@ -1,0 +1,14 @@
+"""The definition: masked softmax attention in float32. Slow; every other backend is tested against it."""
+
+import jax
+import jax.numpy as jnp
+
+
+def attend(q, k, v, segments_q, segments_k):
+    """See `csfm_jax.models.attention.attend`."""
+    q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
+    exact = jax.lax.Precision.HIGHEST
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q32, k32, precision=exact) / jnp.sqrt(q.shape[-1])
+    mask = (segments_q[:, :, None] == segments_k[:, None, :])[:, None]
+    weights = jax.nn.softmax(logits, axis=-1, where=mask, initial=0.0)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v32, precision=exact).astype(q.dtype)

@@ -1,0 +1,65 @@
+"""TPU: the Pallas splash kernel, which takes segment ids and never makes the matrix of all pairs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from csfm_jax import sharding
+
+LANES = 128  # the kernel's lengths are multiples of it
+
+
+def attend(q, k, v, segments_q, segments_k, *, interpret: bool = False):
+    """See `csfm_jax.models.attention.attend`.
+
+    Lengths are padded to multiples of 128 with segment 0. Under a mesh the kernel runs per device (rows over the data
+    axes, heads over `tensor`): the compiler cannot split a Pallas call by itself.
+
+    Args:
+        interpret: run the kernel's program on any platform, slowly; for tests.
+    """
+    # The kernel does not scale; float32 because 1/sqrt(head_dim) of a bfloat16 q would round again.
+    q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+    run = functools.partial(_one_device, interpret=interpret)
+    mesh = sharding.ambient_mesh()
+    if mesh is None:
+        return run(q, k, v, segments_q, segments_k)
+    rows = sharding.spec("batch", None, "heads", None, mesh=mesh)
+    ids = PartitionSpec(rows[0], None)
+    # check_vma: the kernel's outputs carry no varying-axes type.
+    mapped = jax.shard_map(run, in_specs=(rows, rows, rows, ids, ids), out_specs=rows, check_vma=False)
+    return mapped(q, k, v, segments_q, segments_k)
+
+
+def _one_device(q, k, v, segments_q, segments_k, *, interpret):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    length = q.shape[1]
+    q, segments_q = _pad(q), _pad(segments_q)
+    k, v, segments_k = _pad(k), _pad(v), _pad(segments_k)
+    block_q, block_k = _block(q.shape[1]), _block(k.shape[1])
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([splash.FullMask((q.shape[1], k.shape[1]))] * q.shape[2]),
+        block_sizes=splash.BlockSizes(
+            block_q=block_q,
+            block_kv=block_k,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_k,
+            block_q_dq=block_q,
+            block_kv_dq=block_k,
+        ),
+        interpret=interpret,
+    )
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=segments_q, kv=segments_k))
+    return out.transpose(0, 2, 1, 3)[:, :length].astype(q.dtype)
+
+
+def _pad(x):
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % LANES)] + [(0, 0)] * (x.ndim - 2))
+
+
+def _block(length):
+    return next(b for b in (512, 384, 256, 128) if length % b == 0)

@@ -1,0 +1,154 @@
+"""The device mesh, the one table from logical to mesh axes, and the helpers that apply it. Model code knows no device."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from data_pipelines.errors import BadInput
+
+if TYPE_CHECKING:
+    from csfm_jax.config import Config, MeshConfig
+
+AXES = ("replica", "data", "fsdp", "tensor")
+
+# A row of the batch goes to every axis but `tensor`; parameters are split over `fsdp` (gathered when used) and `tensor`
+# (Megatron style: heads and the hidden axis of the MLP). Replicas keep whole copies, for slices joined by a slow network.
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", ("replica", "data", "fsdp")),
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    # Kept whole on purpose: small, or of a length (30,522 words, 13 channels, 25 samples) that no mesh divides.
+    ("layers", None),
+    ("qkv", None),
+    ("head_dim", None),
+    ("vocabulary", None),
+    ("channel", None),
+    ("step", None),
+    ("patch", None),
+    ("vector", None),
+    # Axes of activations.
+    ("token", None),
+    ("segment", None),
+)
+BATCH_AXES = dict(RULES)["batch"]
+
+
+def make_mesh(config: "MeshConfig", devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh over (replica, data, fsdp, tensor).
+
+    Args:
+        config: size of each axis; at most one is -1 and takes what is left.
+        devices: default all devices of all processes.
+
+    Raises:
+        BadInput: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in AXES]
+    count, shown = len(devices), ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes))
+    known = math.prod(s for s in sizes if s != -1)
+    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+        raise BadInput("config.mesh", shown, "sizes of 1 or more and at most one -1", "correct the mesh")
+    if count % known or (known != count and -1 not in sizes):
+        remedy = "change an axis, or set one of them to -1 to take what is left"
+        raise BadInput("config.mesh", shown, f"axes that multiply to the {count} devices present", remedy)
+    sizes = [count // known if s == -1 else s for s in sizes]
+    # Auto, said explicitly because make_mesh now defaults to Explicit: batch and parameters share the axis `fsdp`, which
+    # Explicit mode refuses unless every weight is resharded by hand where it is used; in Auto the compiler gathers it.
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh):
+    """Within it `constrain` applies. Enter it to create, restore and step."""
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def shardings(state, mesh: Mesh):
+    """The layout of every parameter by its logical axis names: a tree like `state` with NamedShardings for Variables.
+
+    Args:
+        state: of a model or an optimizer (`nnx.split`, `nnx.eval_shape`); Variables without names are kept whole.
+    """
+
+    def one(variable):
+        names = variable.get_metadata().get("out_sharding") or ()
+        return variable.replace(NamedSharding(mesh, spec(*names, mesh=mesh)))
+
+    return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def create(build: Callable[[], nnx.Module], mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
+    """Builds a module whose parameters are born sharded: no device ever holds the whole model.
+
+    Args:
+        build: makes the module, e.g. `lambda: objectives.build(config, rngs=nnx.Rngs(0))`.
+
+    Returns:
+        The module's two parts; `nnx.merge(graphdef, state)` inside jit gives it back.
+    """
+    graphdef, abstract = nnx.split(nnx.eval_shape(build))
+    with use(mesh):
+        state = jax.jit(lambda: nnx.state(build()), out_shardings=shardings(abstract, mesh))()
+    return graphdef, state
+
+
+def check(config: "Config", mesh: Mesh) -> None:
+    """Refuses a config whose rows or sizes the mesh does not divide.
+
+    Raises:
+        BadInput: naming the field and the mesh axes.
+    """
+    sizes = [("config.data.rows", config.data.rows, BATCH_AXES)]
+    for part in ("encoder", "decoder"):
+        of = getattr(config, part)
+        sizes += [
+            (f"config.{part}.width", of.width, ("fsdp",)),
+            (f"config.{part}.heads", of.heads, ("tensor",)),
+            (f"config.{part}.mlp", of.mlp, ("tensor",)),
+        ]
+    for field, size, axes in sizes:
+        over = math.prod(mesh.shape[a] for a in axes)
+        if size % over:
+            expected = f"a multiple of {over}, the mesh's {' x '.join(axes)}"
+            raise BadInput(field, str(size), expected, "change it or config.mesh")
+
+
+def spec(*logical: str | None, mesh: Mesh | None = None) -> PartitionSpec:
+    """Logical axis names -> PartitionSpec by `RULES`; with `mesh`, axes that it lacks are left out."""
+    rules = dict(RULES)
+    return PartitionSpec(*(_present(None if name is None else rules[name], mesh) for name in logical))
+
+
+def _present(axes, mesh):
+    if axes is None or mesh is None:
+        return axes
+    kept = tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if a in mesh.shape)
+    return (kept[0] if len(kept) == 1 else kept) or None
+
+
+def ambient_mesh():
+    """The mesh of the enclosing `use`, or None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Asks the compiler to lay `x` out by its logical axis names; does nothing without a mesh.
+
+    `with_sharding_constraint` knows no logical names, hence this helper.
+    """
+    mesh = ambient_mesh()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(*logical, mesh=mesh))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of every field of a TokenBatch: the first axis (rows) over the data axes, the rest whole."""
+    return NamedSharding(mesh, spec("batch", mesh=mesh))

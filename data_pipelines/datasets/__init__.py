@@ -1,0 +1,56 @@
+"""The datasets this package knows, one a module: where their files, subjects, splits, labels and reports are."""
+
+import importlib
+from pathlib import Path
+
+from data_pipelines.datasets.source import Entry, Source
+from data_pipelines.errors import BadInput
+
+__all__ = ["Entry", "Source", "open_sources"]
+
+_KNOWN = ("ptbxl:PTBXL", "ptbxl:PTBXLExtra", "cinc2021:CinC2021", "code15:CODE15", "bidmc:BIDMC", "cinc2015:CinC2015")
+
+
+def open_sources(where: str | Path) -> list[Source]:
+    """Finds the datasets at a place.
+
+    Args:
+        where: "simulated" (options: "simulated:subjects=200,seed=0"); the folder of a known dataset; a folder of such
+            folders; or any other folder with WFDB records, which becomes one source named after the folder.
+
+    Returns:
+        One source or, for a folder of datasets, one for each that is recognised, by folder name.
+
+    Raises:
+        BadInput: the folder is missing, or no WFDB record is in it.
+    """
+    if str(where).split(":")[0] == "simulated":
+        from data_pipelines.datasets.simulated import Simulated
+
+        return [Simulated.from_text(str(where))]
+    folder = Path(where)
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "no such folder"
+        raise BadInput(folder, found, "a folder of recordings, or simulated", "check the path")
+    folder = folder.resolve()
+    if source := _recognise(folder):
+        return [source]
+    children = sorted(child for child in folder.iterdir() if child.is_dir())
+    if sources := [source for child in children if (source := _recognise(child))]:
+        return sources
+    if next(folder.rglob("*.hea"), None) is None:
+        raise BadInput(
+            folder, "no WFDB header (.hea)", "WFDB records or a known dataset", "check the path or the download"
+        )
+    from data_pipelines.datasets.wfdb_folder import WFDBFolder
+
+    return [WFDBFolder(folder)]
+
+
+def _recognise(folder: Path) -> Source | None:
+    for known in _KNOWN:
+        module, name = known.split(":")
+        dataset = getattr(importlib.import_module(f"data_pipelines.datasets.{module}"), name)
+        if dataset.recognises(folder):
+            return dataset(folder)
+    return None

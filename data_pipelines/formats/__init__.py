@@ -29,5 +29,7 @@ def read(path: str | Path) -> Recording:
         path = next((header for header in headers if header.is_file()), path)
     if path.suffix not in _READERS:
         found = "no such file" if not path.exists() else "a folder" if path.is_dir() else "a file without a WFDB header"
-        raise BadInput(str(path), found, "a WFDB record (a .hea header and its signal files)", "give the path of a header")
+        raise BadInput(
+            str(path), found, "a WFDB record (a .hea header and its signal files)", "give the path of a header"
+        )
     return importlib.import_module(_READERS[path.suffix]).read(path)

@@ -1,4 +1,4 @@
-"""WFDB records: own decoder for formats 16, 24, 32 and 212 (and the challenges' `.mat`), `wfdb` for the others.
+"""WFDB records: own decoder for formats 16, 24, 32, 61 and 212 (and the challenges' `.mat`), `wfdb` for the others.
 
 The header says where the samples are, so the signal file's size is compared with the declared length before
 anything is allocated, and the header's checksum of each signal with its samples after they are read: the `wfdb`
@@ -20,7 +20,7 @@ _FORMATS = {
     160: (2, -(2**15)), 212: (1.5, -(2**11)), 310: (4 / 3, -(2**9)), 311: (4 / 3, -(2**9)),
     508: (0, -(2**7)), 516: (0, -(2**15)), 524: (0, -(2**23)),
 }  # fmt: skip
-_OWN = (16, 24, 32, 212)
+_OWN = (16, 24, 32, 61, 212)  # 61 too: wfdb 4.3.1 fails on it unless it may scale to physical units
 _FLAC = (508, 516, 524)
 # FLAC's densest frame: a constant block of 65,535 samples in 14 bytes
 _FLAC_SAMPLES_PER_BYTE = 65535 / 14
@@ -75,7 +75,9 @@ def _frames(header: Header, signals: list[Signal]) -> int:
     """How many frames to read of one signal file: the declared number, if the file is long enough for it."""
     first, file = signals[0], header.path.with_name(signals[0].file)
     if first.format not in _FORMATS or any(s.format != first.format or s.offset != first.offset for s in signals):
-        raise BadInput(file, "an unknown storage format, or several in one file", f"one of {sorted(_FORMATS)}", "convert it")
+        raise BadInput(
+            file, "an unknown storage format, or several in one file", f"one of {sorted(_FORMATS)}", "convert it"
+        )
     try:
         size = os.stat(file).st_size
     except OSError:
@@ -98,7 +100,9 @@ def _decode(header: Header, members: list[int], signals: list[Signal], frames: i
     width, form = sum(s.samples_per_frame for s in signals), signals[0].format
     count = frames * width
     file = header.path.with_name(signals[0].file)
-    dtype, items = {16: ("<i2", count), 32: ("<i4", count), 24: ("u1", 3 * count), 212: ("u1", (3 * count + 1) // 2)}[form]
+    dtype, items = {
+        16: ("<i2", count), 61: (">i2", count), 32: ("<i4", count), 24: ("u1", 3 * count), 212: ("u1", (3 * count + 1) // 2)
+    }[form]  # fmt: skip
     with open(file, "rb", buffering=0) as opened:
         raw = np.fromfile(opened, dtype, items, offset=signals[0].offset)
     if len(raw) != items:
@@ -160,7 +164,9 @@ def _physical(signals: list[Signal], digital: list[np.ndarray]) -> list[np.ndarr
     physical = []
     for signal, samples in zip(signals, digital):
         # float32 division of numbers that float32 holds exactly rounds as float64 division does, at half the cost
-        exact = samples.dtype.itemsize <= 2 and abs(signal.baseline) < 1 << 23 and np.float32(signal.gain) == signal.gain
+        exact = (
+            samples.dtype.itemsize <= 2 and abs(signal.baseline) < 1 << 23 and np.float32(signal.gain) == signal.gain
+        )
         values = samples.astype(np.float32 if exact else np.float64)
         if signal.baseline:
             values -= signal.baseline

@@ -86,7 +86,9 @@ def read_header(path: Path) -> Header:
     except FileNotFoundError:
         raise BadInput(path, "no such file", "a WFDB header", "check the path and the copy of the dataset") from None
     except OSError as error:
-        raise BadInput(path, f"a file that cannot be read ({error.strerror})", "a WFDB header", "check the path") from None
+        raise BadInput(
+            path, f"a file that cannot be read ({error.strerror})", "a WFDB header", "check the path"
+        ) from None
     if len(content) > _LARGEST_HEADER:
         raise BadInput(path, "more than 16 MiB", "a WFDB header of text lines", "remove or replace the file")
     return parse_header(content, path)
@@ -122,7 +124,9 @@ def parse_header(content: bytes, path: Path) -> Header:
         parts = tuple(_segment_line(line, number, path) for number, line in body)
         total = sum(length for _, length in parts)
         if frames is not None and total != frames:
-            raise _bad(path, number, f"segments of {total} frames together", f"the {frames} that the record line declares")
+            raise _bad(
+                path, number, f"segments of {total} frames together", f"the {frames} that the record line declares"
+            )
         return Header(path, record, rate, total, (), parts, comments)
     return Header(path, record, rate, frames, tuple(_signal_line(*b, path) for b in body), (), comments)
 

@@ -1,0 +1,38 @@
+"""PhysioNet/CinC Challenge 2015: five minutes of ECG, PPG and pressure before an ICU arrhythmia alarm, true or false."""
+
+import re
+from pathlib import Path
+
+from data_pipelines.datasets.source import Entry, Source, sorted_entries, table_columns
+from data_pipelines.formats.wfdb_header import Header
+
+ALARMS = ("Asystole", "Bradycardia", "Tachycardia", "Ventricular_Tachycardia", "Ventricular_Flutter_Fib")
+
+
+class CinC2015(Source):
+    """Records such as `a103l`: kind of alarm, number, and `l` (30 s after the alarm included) or `s`.
+
+    Patients are not published; records of one number may be of one person, so the number is the subject.
+    Labels: "true_alarm" 0/1 and "alarm/<kind>" 0/1, from the header's comments.
+    """
+
+    name = "cinc2015"
+    mains = 60.0
+    licence = "ODC-BY 1.0"
+    citation = (
+        "Clifford GD, et al. The PhysioNet/CinC Challenge 2015: Reducing False Arrhythmia Alarms in the ICU. CinC 2015."
+    )
+
+    @staticmethod
+    def recognises(folder: Path) -> bool:
+        return (folder / "ALARMS").is_file() or "true_alarm" in table_columns(folder / "records.csv")
+
+    def entries(self) -> list[Entry]:
+        names = (re.fullmatch(r"[abtvf](\d+)[ls]\.hea", path.name) for path in self.root.glob("*.hea"))
+        entries = [Entry(name[1], name[0].removesuffix(".hea"), "", name[0]) for name in names if name]
+        return sorted_entries(entries, self.root)
+
+    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
+        labels = {f"alarm/{kind}": 1.0 if kind in header.comments else 0.0 for kind in ALARMS}
+        truth = {"True alarm": 1.0, "False alarm": 0.0}
+        return labels | {"true_alarm": truth[comment] for comment in header.comments if comment in truth}

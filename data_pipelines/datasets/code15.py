@@ -1,0 +1,29 @@
+"""CODE-15% as WFDB records, in the layout of the 2025 Challenge: twelve-lead ECGs from Brazil (Ribeiro et al. 2020)."""
+
+from pathlib import Path
+
+from data_pipelines.datasets.source import Entry, Source, read_table, sorted_entries, table_columns
+from data_pipelines.formats.wfdb_header import Header
+
+
+class CODE15(Source):
+    """`records.csv` says which patient a record is from; age, sex and the Chagas label stand in the header."""
+
+    name = "code15"
+    mains = 60.0
+    licence = "CC BY 4.0"
+    citation = "Ribeiro AH, et al. Automatic diagnosis of the 12-lead ECG using a deep neural network. Nat Commun 11:1760, 2020."
+    columns = ("record", "patient id", "chagas label")
+
+    @staticmethod
+    def recognises(folder: Path) -> bool:
+        return set(CODE15.columns) <= set(table_columns(folder / "records.csv"))
+
+    def entries(self) -> list[Entry]:
+        rows = read_table(self.root / "records.csv", self.columns)
+        entries = [Entry(row["patient id"].strip(), row["record"], "", f"{row['record']}.hea") for row in rows]
+        return sorted_entries(entries, self.root / "records.csv")
+
+    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
+        labels, chagas = header.labels(), header.fields().get("chagas label", "").lower()
+        return labels | ({"chagas": float(chagas == "true")} if chagas in ("true", "false") else {})

@@ -1,0 +1,138 @@
+"""PTB-XL: 21,799 twelve-lead ECGs of 10 s with a report, SCP-ECG codes and official folds (Wagner et al. 2020)."""
+
+import ast
+import math
+from functools import cached_property
+from pathlib import Path
+
+from data_pipelines.datasets.source import Entry, Source, read_table, sorted_entries, table_columns
+from data_pipelines.errors import BadInput
+from data_pipelines.formats.wfdb_header import Header
+
+SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
+_OVER_89 = 90.0  # PTB-XL writes 300 for everybody over 89
+
+
+class PTBXL(Source):
+    """The dataset as published on PhysioNet: `ptbxl_database.csv`, `scp_statements.csv`, `records500/`.
+
+    Folds 1-8 train, 9 validates, 10 tests (Wagner et al. 2020, "Usage Notes"). A code counts as present whatever its
+    likelihood, as in the authors' example and in Strodthoff et al. 2021: form and rhythm codes carry likelihood 0. Where
+    no diagnostic code is present the superclasses are not labelled (NaN): the benchmark leaves these records out.
+    Sex: 0 male, 1 female. Age: 90 stands for "over 89".
+    """
+
+    name = "ptbxl"
+    mains = 50.0
+    licence = "CC BY 4.0"
+    citation = "Wagner P, et al. PTB-XL, a large publicly available electrocardiography dataset. Sci Data 7:154, 2020."
+    table = "ptbxl_database.csv"
+    columns = ("ecg_id", "patient_id", "strat_fold", "filename_hr", "filename_lr", "age", "sex", "report", "scp_codes")
+
+    @staticmethod
+    def recognises(folder: Path) -> bool:
+        return (folder / PTBXL.table).is_file()
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        self._file = "filename_hr"
+        if not (self.root / "records500").is_dir() and (self.root / "records100").is_dir():
+            self._file = "filename_lr"
+            self.note = "the 100 Hz records are used, because this copy has no records500"
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, str]]:
+        return {row[self._file]: row for row in read_table(self.root / self.table, self.columns)}
+
+    @cached_property
+    def _superclass(self) -> dict[str, str]:
+        """Every SCP code -> its diagnostic superclass, "" for form and rhythm codes."""
+        path = self.root / "scp_statements.csv"
+        rows = read_table(path, ("", "diagnostic", "diagnostic_class"))
+        return {row[""]: row["diagnostic_class"] if _number(row["diagnostic"]) == 1 else "" for row in rows}
+
+    def entries(self) -> list[Entry]:
+        folds = {str(fold): "train" for fold in range(1, 9)} | {"9": "validation", "10": "test"}
+        entries = []
+        for file, row in self._rows.items():
+            patient, fold = _number(row["patient_id"]), row["strat_fold"].removesuffix(".0")
+            if math.isnan(patient) or fold not in folds or not row["ecg_id"].strip().isdecimal():
+                where, expected = self.root / self.table, "an ecg_id, a patient_id and a fold from 1 to 10"
+                raise BadInput(where, "a row without one of them", expected, "use the original file")
+            entries.append(Entry(str(int(patient)), f"{int(row['ecg_id']):05d}", folds[fold], f"{file}.hea"))
+        return sorted_entries(entries, self.root / self.table)
+
+    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
+        row = self._row(entry)
+        codes = _literal(row["scp_codes"], self.root / self.table)
+        superclasses = {self._superclass[code] for code in codes if self._superclass.get(code)}
+        present = {f"scp/{code}": float(code in codes) for code in self._superclass}
+        return _person(row) | _superclass_labels(superclasses) | present
+
+    def report(self, entry: Entry) -> str | None:
+        return self._row(entry)["report"].strip() or None
+
+    def _row(self, entry: Entry) -> dict[str, str]:
+        return self._rows[entry.path.removesuffix(".hea")]
+
+
+class PTBXLExtra(PTBXL):
+    """Further PTB-XL records with their labels in one `records.csv`, superclasses worked out; the same folds."""
+
+    name = "ptbxl_extra"
+    table = "records.csv"
+    columns = (
+        "ecg_id",
+        "patient_id",
+        "strat_fold",
+        "filename_hr",
+        "age",
+        "sex",
+        "report",
+        "diagnostic_superclass",
+        "scp_statements",
+    )
+
+    @staticmethod
+    def recognises(folder: Path) -> bool:
+        return {"diagnostic_superclass", "filename_hr"} <= set(table_columns(folder / "records.csv"))
+
+    @cached_property
+    def _codes(self) -> list[str]:
+        return sorted({code for row in self._rows.values() for code in row["scp_statements"].split(";") if code})
+
+    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
+        row = self._row(entry)
+        superclasses = set(_literal(row["diagnostic_superclass"], self.root / self.table))
+        codes = row["scp_statements"].split(";")
+        present = {f"scp/{code}": float(code in codes) for code in self._codes} if codes != [""] else {}
+        return _person(row) | _superclass_labels(superclasses) | present
+
+
+def _superclass_labels(present: set[str]) -> dict[str, float]:
+    return {f"superclass/{name}": float(name in present) if present else math.nan for name in SUPERCLASSES}
+
+
+def _person(row: dict[str, str]) -> dict[str, float]:
+    age = _number(row["age"])
+    return {"age": _OVER_89 if age > 89 else age, "sex": _number(row["sex"])}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _literal(text: str, where: Path):
+    """A Python literal from a CSV field: `{'NORM': 100.0}` or `['CD', 'STTC']`; "" is an empty one."""
+    try:
+        value = ast.literal_eval(text) if text.strip() else {}
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = None
+    if not isinstance(value, dict | list):
+        raise BadInput(
+            where, "codes that are no dict or list", "a literal like {'NORM': 100.0}", "use the original file"
+        )
+    return value

@@ -1,0 +1,113 @@
+"""Source and Entry: what a dataset tells about its recordings before any of them is read."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_pipelines.errors import BadInput
+from data_pipelines.formats.wfdb import read_with_header
+from data_pipelines.formats.wfdb_header import Header
+from data_pipelines.recording import Recording
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recording of a source, listed without reading a signal.
+
+    Attributes:
+        subject: id within the source, as published; equal for all recordings of one person.
+        study: id of the recording within the source, unique.
+        split: "train", "validation", "test", or "" where the source has no official split.
+        path: of the header, relative to the source's root.
+    """
+
+    subject: str
+    study: str
+    split: str
+    path: str
+
+
+class Source:
+    """A dataset made of WFDB records; subclasses say which records, whose, and what is known about them.
+
+    Attributes:
+        root: the dataset's folder.
+        name: goes into stores and into the hash of every subject.
+        public: whether subjects are hashed with the fixed public key (published datasets), not the site's own.
+        mains: powerline frequency in Hz where it was recorded; None = not known.
+        licence, citation: for model cards.
+        note: what a user should be told about this copy of the dataset; "" = nothing.
+    """
+
+    name = "wfdb"
+    public = True
+    mains: float | None = None
+    licence = ""
+    citation = ""
+    note = ""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+
+    @staticmethod
+    def recognises(folder: Path) -> bool:
+        """Whether a folder holds this dataset."""
+        raise NotImplementedError
+
+    def entries(self) -> list[Entry]:
+        """All recordings, sorted by study; also those whose files turn out to be missing when they are read."""
+        raise NotImplementedError
+
+    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
+        """Labels of one recording; by default those of the header's comments."""
+        return header.labels()
+
+    def report(self, entry: Entry) -> str | None:
+        """Free text of one recording, if the source has any."""
+        return None
+
+    def read(self, entry: Entry) -> Recording:
+        """Reads one recording with its labels and report; BadInput where its files are missing or wrong."""
+        header, recording = read_with_header(self.root / entry.path)
+        return replace(
+            recording, subject=entry.subject, study=entry.study, source=self.name, report=self.report(entry),
+            labels=self.labels(entry, header), split=entry.split, mains=self.mains,
+        )  # fmt: skip
+
+
+def sorted_entries(entries: list[Entry], where: Path) -> list[Entry]:
+    """Sorts by study; BadInput if there is no entry, or two have the same study."""
+    if not entries:
+        raise BadInput(where, "no recording", "at least one", "check the folder, or complete the download")
+    entries = sorted(entries, key=lambda entry: entry.study)
+    if any(a.study == b.study for a, b in zip(entries, entries[1:])):
+        raise BadInput(where, "two recordings of one name", "unique names", "remove the copy")
+    return entries
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file; BadInput if it cannot be read or lacks one of `columns`."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = sorted(set(columns) - set(reader.fieldnames or ()))
+            rows = [] if missing else list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(
+            path, f"a table that cannot be read ({type(error).__name__})", "a CSV file", "replace it"
+        ) from None
+    if missing:
+        raise BadInput(
+            path, f"no column {', '.join(missing)}", f"columns {', '.join(columns)}", "use the original file"
+        )
+    return rows
+
+
+def table_columns(path: Path) -> list[str]:
+    """The columns of a CSV file; none if there is no such file."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []

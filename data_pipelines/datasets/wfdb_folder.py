@@ -1,0 +1,43 @@
+"""Any folder of WFDB records."""
+
+import re
+from pathlib import Path
+
+from data_pipelines.datasets.source import Entry, Source, sorted_entries
+from data_pipelines.errors import BadInput
+from data_pipelines.formats.wfdb_header import read_header
+
+_PERSON = ("patient id", "subject id", "patient", "subject")
+
+
+class WFDBFolder(Source):
+    """One source named after the folder; subjects are hashed with the site's own key.
+
+    A header's comment "Patient ID: ..." (or "Subject ID") tells the person; without one, each record counts as one.
+    Segments of a multi-segment record are read through it, and are not listed themselves.
+    """
+
+    public = False
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        self.name = re.sub(r"[^A-Za-z0-9_.-]+", "_", self.root.name) or "wfdb"
+
+    @staticmethod
+    def recognises(folder: Path) -> bool:
+        return next(folder.rglob("*.hea"), None) is not None
+
+    def entries(self) -> list[Entry]:
+        entries, segments = {}, set()
+        for path in sorted(self.root.rglob("*.hea")):
+            study = path.relative_to(self.root).with_suffix("").as_posix()
+            person = study
+            try:
+                header = read_header(path)
+                fields = header.fields()
+                person = next((fields[key] for key in _PERSON if fields.get(key)), study)
+                segments.update(path.with_name(f"{name}.hea") for name, _ in header.segments)
+            except BadInput:
+                pass  # listed all the same: reading it raises, and the bulk run writes the reason down
+            entries[path] = Entry(person, study, "", f"{study}.hea")
+        return sorted_entries([entry for path, entry in entries.items() if path not in segments], self.root)

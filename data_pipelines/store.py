@@ -1,0 +1,251 @@
+"""A store: a dataset prepared once, read by window, and never read unverified.
+
+A store is a folder:
+
+    manifest.json       format, name, preprocessing spec, channel vocabulary, key fingerprint, totals, and of every
+                        other file its size, SHA-256 and record count; its own SHA-256 stands in it as "digest"
+    index.parquet       one row a recording (`INDEX_SCHEMA`), sorted by shard, then by order in the shard
+    labels.parquet      one float32 column a label, rows as in the index, NaN = not labelled
+    quarantine.jsonl    what could not be read: hashed study, ordinal in the source's list, reason
+    shards/shard-00000-of-00004.array_record
+    reports.parquet     only where reports are kept: (recording, text)
+    tokenizer.json      only where reports are kept: the vocabulary trained on train subjects' reports
+
+One ArrayRecord record is one chunk: at most `CHUNK_SECONDS` of one recording, the int16 samples of its channels
+(little endian), channel after channel in the order of its channel set. A recording of `milliseconds` has, of a channel
+at `rate` Hz, milliseconds * rate // 1000 samples (`sample_count`), and chunk c holds those from
+c * CHUNK_SECONDS * rate on. Subjects and studies stand in a store only as keyed hashes. Records are not compressed:
+reading is three times as fast, for twice the disk.
+"""
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.errors import BadInput
+from data_pipelines.preprocess import INVALID, SPECS, Spec
+from data_pipelines.signals import modality_of
+from data_pipelines.store_format import (
+    CHUNK_SECONDS,
+    INDEX_SCHEMA,
+    MANIFEST,
+    check_spec,
+    chunk_samples,
+    open_reader,
+    read_manifest,
+    shard_name,
+    verify_file,
+)
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class StoreIndex:
+    """One row a recording, as NumPy arrays.
+
+    Attributes:
+        subject, study: S16, keyed hashes. split: int8, position in `SPLITS`.
+        milliseconds: int64, exact length. seconds: float32, the same in seconds.
+        channel_set: int32 into `channel_sets`, tuples of ascending channel ids.
+        shard, first, chunks: int32, where the chunks are. has_report: bool.
+    """
+
+    subject: np.ndarray
+    study: np.ndarray
+    split: np.ndarray
+    milliseconds: np.ndarray
+    seconds: np.ndarray
+    channel_set: np.ndarray
+    shard: np.ndarray
+    first: np.ndarray
+    chunks: np.ndarray
+    has_report: np.ndarray
+    channel_sets: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+
+class Store:
+    """A verified store; get one with `Store.open`. Safe to read from many threads, and after a fork or unpickling."""
+
+    def __init__(self, path: Path, manifest: dict):
+        self.path, self.manifest = path, manifest
+        self.name: str = manifest["name"]
+        self.spec = Spec.from_dict(manifest["spec"])
+        self.digest: str = manifest["digest"]
+        self.index = _read_index(path, manifest)
+        self._layouts = [_layout(channels) for channels in self.index.channel_sets]
+        self._lock, self._readers, self._pid = threading.Lock(), {}, os.getpid()
+
+    @classmethod
+    def open(cls, path: str | Path, verify: str = "full") -> "Store":
+        """Opens a store after checking it.
+
+        Args:
+            path: its folder.
+            verify: "full" compares size, SHA-256 and record count of every file with the manifest; "size" leaves out
+                the SHA-256.
+
+        Raises:
+            BadInput: names the file that is missing, truncated or changed, or both versions of what does not fit
+                (format, preprocessing, channel vocabulary).
+        """
+        if verify not in ("full", "size"):
+            raise BadInput("data.verify", repr(verify), "'full' or 'size'", "correct the config")
+        path = Path(path)
+        manifest = read_manifest(path)
+        if manifest["spec"].get("name") not in SPECS:
+            name = str(manifest["spec"].get("name"))
+            raise BadInput(str(path / MANIFEST), f"preprocessing {name!r}", " or ".join(SPECS), "update the program")
+        check_spec(manifest["spec"], SPECS[manifest["spec"]["name"]], str(path / MANIFEST))
+        for name, expected in manifest["files"].items():
+            verify_file(path, name, expected, full=verify == "full")
+        return cls(path, manifest)
+
+    def __reduce__(self):
+        return (_reopen, (self.path, self.digest))
+
+    def _reader(self, shard):
+        with self._lock:
+            if self._pid != os.getpid():  # forked: the parent's file positions and threads are not ours
+                self._readers, self._pid = {}, os.getpid()
+            if shard not in self._readers:
+                name = shard_name(shard, self.manifest["shards"])
+                self._readers[shard] = open_reader(self.path / name)
+            return self._readers[shard]
+
+    def read_window(self, recording: int, start: float, seconds: float) -> list[tuple[int, np.ndarray]]:
+        """Samples of every channel between `start` and `start + seconds`.
+
+        Args:
+            recording: row of the index.
+            start: seconds from the recording's start; seconds: length. Each channel's first sample is the one nearest
+                to `start`, and it has round(seconds * rate) samples.
+
+        Returns:
+            (channel id, int16 samples, INVALID where absent) in the order of the channel set. Read-only arrays.
+
+        Raises:
+            ValueError: the window does not lie inside the recording (by more than rounding to a sample).
+        """
+        return [
+            (channel, row)
+            for channels, samples in self.read_blocks(recording, start, seconds)
+            for channel, row in zip(channels, samples)
+        ]
+
+    def read_blocks(self, recording: int, start: float, seconds: float) -> list[tuple[tuple[int, ...], np.ndarray]]:
+        """The same as `read_window`, as int16 [C, n] for each run of channels that share a rate: one array operation
+        then serves twelve leads."""
+        index = self.index
+        milliseconds = int(index.milliseconds[recording])
+        if not (0 <= start and 0 < seconds and (start + seconds) * 1000 <= milliseconds + 1.5):
+            raise ValueError(f"window of {seconds} s at {start} s in a recording of {milliseconds / 1000} s")
+        layout = self._layouts[index.channel_set[recording]]
+        spans = [(int(start * rate + 0.5), int(seconds * rate + 0.5)) for _, rate in layout]
+        chunk_of = [(first // (CHUNK_SECONDS * rate), (first + max(count, 1) - 1) // (CHUNK_SECONDS * rate))
+                    for (first, count), (_, rate) in zip(spans, layout)]  # fmt: skip
+        last = int(index.chunks[recording]) - 1
+        low, high = min(a for a, _ in chunk_of), min(last, max(b for _, b in chunk_of))
+        low = min(low, last)
+        records = range(int(index.first[recording]) + low, int(index.first[recording]) + high + 1)
+        read = self._reader(int(index.shard[recording])).read(list(records))
+        chunks = [_split_chunk(data, layout, milliseconds, low + i) for i, data in enumerate(read)]
+        out = []
+        for block, ((channels, rate), (first, count)) in enumerate(zip(layout, spans)):
+            at = first - low * CHUNK_SECONDS * rate
+            whole = chunks[0][block] if len(chunks) == 1 else np.concatenate([c[block] for c in chunks], axis=1)
+            part = whole[:, at : at + count]
+            if part.shape[1] < count:  # the last sample's rounding, for slow channels
+                part = np.pad(part, ((0, 0), (0, count - part.shape[1])), constant_values=INVALID)
+            out.append((channels, part))
+        return out
+
+    def reports(self) -> list[str | None]:
+        """A report a recording, None where it has none or reports were not kept."""
+        out: list[str | None] = [None] * len(self.index)
+        if "reports.parquet" in self.manifest["files"]:
+            table = _parquet(self.path / "reports.parquet")
+            for recording, text in zip(table["recording"].to_numpy(), table["text"].to_pylist()):
+                out[recording] = text
+        return out
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """Label name -> float32 [recordings], NaN = not labelled."""
+        table = _parquet(self.path / "labels.parquet")
+        return {name: table[name].to_numpy() for name in table.column_names if name != "recording"}
+
+
+def _layout(channels):
+    """Runs of channels with equal rate: [(channel ids, rate)]."""
+    runs: list[tuple[tuple[int, ...], int]] = []
+    for channel in channels:
+        rate = modality_of(channel).rate
+        if runs and runs[-1][1] == rate:
+            runs[-1] = ((*runs[-1][0], channel), rate)
+        else:
+            runs.append(((channel,), rate))
+    return runs
+
+
+def _split_chunk(data, layout, milliseconds, chunk):
+    """One record's bytes -> int16 [C, n] a run, views on the bytes."""
+    flat, at, out = np.frombuffer(data, "<i2"), 0, []
+    for channels, rate in layout:
+        n = chunk_samples(milliseconds, rate, chunk)
+        out.append(flat[at : at + n * len(channels)].reshape(len(channels), n))
+        at += n * len(channels)
+    return out
+
+
+def _parquet(path):
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path)
+
+
+def _read_index(path, manifest):
+    table = _parquet(path / "index.parquet")
+    columns = {name: table[name].to_numpy() for name in INDEX_SCHEMA if name not in ("subject", "study")}
+    hashes = {name: np.array(table[name].to_pylist(), "S16") for name in ("subject", "study")}
+    seconds = (columns["milliseconds"] / 1000).astype(np.float32)
+    sets = tuple(tuple(s) for s in manifest["channel_sets"])
+    return StoreIndex(**hashes, **columns, seconds=seconds, channel_sets=sets)
+
+
+def _reopen(path, digest):
+    """Unpickling in a worker: the parent has verified the files, here only that it is still the same store."""
+    manifest = read_manifest(path)
+    if manifest["digest"] != digest:
+        raise BadInput(str(path), "another store than when the run began", "the same one", "start the run again")
+    return Store(path, manifest)
+
+
+def open_stores(where: str, verify: str = "full") -> list[Store]:
+    """Opens stores for one run.
+
+    Args:
+        where: a store, a folder of stores, or several of either separated by commas.
+        verify: as in `Store.open`.
+
+    Raises:
+        BadInput: nothing there, two stores of one name, or stores prepared in different ways.
+    """
+    folders: list[Path] = []
+    for part in filter(None, (p.strip() for p in where.split(","))):
+        path = Path(part)
+        inside = sorted(m.parent for m in path.glob(f"*/{MANIFEST}")) if not (path / MANIFEST).is_file() else []
+        folders += inside or [path]
+    if not folders:
+        raise BadInput("data.stores", "nothing", "a store or a folder of stores", "set data.stores")
+    stores = [Store.open(folder, verify) for folder in folders]
+    for i, store in enumerate(stores):
+        if store.name in {s.name for s in stores[:i]}:
+            raise BadInput(str(store.path), f"a second store named {store.name!r}", "one of each name", "leave one out")
+        check_spec(store.spec, stores[0].spec, str(store.path))
+    return stores

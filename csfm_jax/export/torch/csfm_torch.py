@@ -1,0 +1,452 @@
+"""The encoder of CSFM in plain PyTorch, its preprocessing, and a self-check. Needs torch, numpy, scipy, safetensors.
+
+    encoder = CSFMEncoder.from_folder(FOLDER)           # verifies every file of the folder first
+    result = encoder.embed(signal, rate=500, channels=["I", "II", "PPG"], unit="mV")
+    result.pooled, result.tokens, result.channel, result.time, result.report
+
+    python csfm_torch.py --selfcheck                    # exit code 0 agrees, 1 differs, 2 a file was changed
+
+Architecture: Gu et al. 2026 (Nature Machine Intelligence 8, 220-233); parameter names are those of its published
+weights, `encoder.` in front.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST, TOLERANCE = "manifest.json", 1e-5
+
+
+class Refused(ValueError):
+    """A file of the folder is missing, was changed or does not belong to the others; the message is one line."""
+
+
+def verify(folder, suffixes=None):
+    """Compares the files of an exported folder with its manifest: sizes and SHA-256.
+
+    Args:
+        folder: an exported folder.
+        suffixes: look only at files with these endings, e.g. (".py",); None takes all.
+
+    Raises:
+        Refused: naming the first file that is missing, truncated or changed.
+    """
+    folder = Path(folder)
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        listed = json.dumps(manifest["files"], sort_keys=True)
+        # written in exactly one way: a flipped bit anywhere in it shows, also in a blank
+        whole = text == json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        whole = whole and manifest["digest"] == hashlib.sha256(listed.encode()).hexdigest()
+    except FileNotFoundError:
+        raise Refused(f"{folder / MANIFEST}: found no such file; expected the manifest; export again") from None
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole or manifest.get("format") != "csfm-export":
+        raise Refused(f"{folder / MANIFEST}: found a changed manifest; expected the one written; export or copy again")
+    for name, entry in sorted(manifest["files"].items()):
+        if suffixes is None or name.endswith(suffixes):
+            _verify_file(folder / name, entry)
+
+
+def _verify_file(path, entry):
+    remedy = "export or copy the folder again"
+    if not path.is_file():
+        raise Refused(f"{path}: found no such file; expected {entry['size']} bytes; {remedy}")
+    if path.stat().st_size != entry["size"]:
+        raise Refused(f"{path}: found {path.stat().st_size} bytes; expected {entry['size']}; {remedy}")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    if digest.hexdigest() != entry["sha256"]:
+        raise Refused(f"{path}: found changed content; expected the SHA-256 of {MANIFEST}; {remedy}")
+
+
+def _refuse_changed_code():
+    # Runs before the modules beside this file are imported, so that nothing that was changed is executed. The copy
+    # that transformers keeps in its own cache has no manifest beside it.
+    here, checking = Path(__file__).resolve().parent, __name__ == "__main__"
+    try:
+        if checking or (here / MANIFEST).is_file():
+            verify(here, None if checking else (".py",))
+    except Refused as error:
+        if not checking:
+            raise
+        print(f"csfm_torch: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+_refuse_changed_code()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+try:
+    from .preprocess import Spec, normalise, prepare, tokens
+    from .signals import CHANNEL_ID, CHANNELS, CLS, MODALITIES, PAD, TEXT, modality_of, standard_name
+except ImportError:
+    from preprocess import Spec, normalise, prepare, tokens
+    from signals import CHANNEL_ID, CHANNELS, CLS, MODALITIES, PAD, TEXT, modality_of, standard_name
+
+
+@dataclass
+class Encoded:
+    """What the encoder returns. B windows, T tokens of the longest window, D width.
+
+    Attributes:
+        pooled: [B, D], one vector a window. tokens: [B, T, D], zero where padded.
+        channel: [B, T] int64, id in `signals.CHANNELS`, 0 where padded. time: [B, T] seconds of the patch's centre.
+        report: what preprocessing resampled, filtered, dropped or did not know (`embed` only).
+    """
+
+    pooled: torch.Tensor
+    tokens: torch.Tensor
+    channel: torch.Tensor
+    time: torch.Tensor
+    report: list | None = None
+
+
+class Attention(nn.Module):
+    def __init__(self, width, heads, head_dim, dropout):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width), nn.Dropout(dropout))
+
+    def forward(self, x, keys, turn):
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.to_qkv(self.norm(x)).chunk(3, -1))
+        if turn is not None:
+            q, k = _rotate(q, turn), _rotate(k, turn)
+        dropout = self.to_out[1].p if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys[:, None, None], dropout_p=dropout)
+        return self.to_out(y.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width, hidden, dropout):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, width),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Transformer(nn.Module):
+    def __init__(self, width, depth, heads, head_dim, mlp, dropout):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList([Attention(width, heads, head_dim, dropout), FeedForward(width, mlp, dropout)])
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x, keys, turn):
+        for attention, feed_forward in self.layers:
+            x = x + attention(x, keys, turn)
+            x = x + feed_forward(x)
+        return self.norm(x)
+
+
+class CSFMEncoder(nn.Module):
+    """Tokens of signals and text -> embeddings, for any subset of the sensors it knows.
+
+    Args:
+        config: the content of `config.json`.
+        spec: the preprocessing of `preprocessor_config.json`, for `embed`; None leaves `forward` and `encode`.
+    """
+
+    def __init__(self, config, spec=None):
+        super().__init__()
+        encoder, vocabulary = config["encoder"], config["tokens"]
+        self.config_dict, self.spec = config, spec
+        self.position, self.pooling = encoder["position"], encoder["pooling"]
+        self.position_seconds, self.head_dim = encoder["position_seconds"], encoder["head_dim"]
+        self.modalities = tuple(vocabulary["modalities"])
+        self.patch = {m: vocabulary["patch"][m] for m in self.modalities}
+        self.known = tuple(CHANNEL_ID[name] for name in config["channels"])
+        width, text_length = encoder["width"], vocabulary["text_length"]
+        self.text_length = text_length
+        self.cls_token = nn.Parameter(torch.randn(1, 1, width))
+        self.ts_channel_type_embedding = nn.Parameter(torch.randn(1, len(self.known), width))
+        if self.position == "learned":
+            self.ts_pos_embedding = nn.Parameter(torch.randn(1, encoder["position_steps"], width))
+        if encoder["projection"] == "shared":
+            self.ts_to_patch_embedding = _projection(max(self.patch.values()), width)
+        else:
+            self.ts_to_patch_embedding = nn.ModuleDict({m: _projection(p, width) for m, p in self.patch.items()})
+        if text_length:
+            self.text_type_embedding = nn.Parameter(torch.randn(1, 1, width))
+            self.text_pos_embedding = nn.Parameter(torch.randn(1, text_length, width))
+            words = nn.Embedding(vocabulary["text_vocabulary"], width)
+            self.text_to_embedding = nn.Sequential(words, nn.LayerNorm(width))
+        sizes = (encoder[k] for k in ("width", "depth", "heads", "head_dim", "mlp", "dropout"))
+        self.dropout = nn.Dropout(encoder["dropout"])
+        self.transformer = Transformer(*sizes)
+
+    @classmethod
+    def from_folder(cls, folder):
+        """Reads an exported folder in evaluation mode, after verifying every file of it.
+
+        Raises:
+            Refused: a file is missing, was changed, or the weights do not fit the configuration.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        verify(folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        encoder = cls(config, read_spec(folder))
+        prefix = "encoder."
+        state = {k.removeprefix(prefix): v for k, v in load_file(folder / "model.safetensors").items()}
+        try:
+            encoder.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            raise Refused(f"{folder / 'model.safetensors'}: {' '.join(str(error).split())[:300]}") from error
+        return encoder.eval()
+
+    def forward(self, patches, channel, time, text):
+        """Embeds windows that are cut into tokens already (`tokenise` does that).
+
+        Args:
+            patches: [B, T, P] float32, P samples of the longest patch, shorter ones zero-filled at the end.
+            channel: [B, T] int64, id in `signals.CHANNELS`; 0 = padding. time: [B, T] float32, seconds of the patch's
+                centre, the index of a text token, 0 for CLS. text: [B, T] int64, token id where the channel is TEXT.
+
+        Returns:
+            `Encoded`.
+        """
+        x = self.dropout(self._content(patches, channel, text) + self._place(channel, time))
+        there = channel != PAD
+        turn = None
+        if self.position == "rotary":
+            turn = _angles(time, self.head_dim // 2) * _is_signal(channel)[..., None]
+        # No query lacks keys: padded ones see the window's tokens too, and are zeroed below.
+        x = self.transformer(x * there[..., None], there, turn) * there[..., None]
+        chosen = channel == CLS if self.pooling == "cls" else there & (channel != CLS)
+        weight = chosen.to(x.dtype) / chosen.sum(1, keepdim=True).clamp(min=1)
+        return Encoded(torch.einsum("bt,btd->bd", weight, x), x, channel, time)
+
+    def _content(self, patches, channel, text):
+        if isinstance(self.ts_to_patch_embedding, nn.ModuleDict):
+            index = torch.tensor([self._modality_index(c.id) for c in CHANNELS], device=channel.device)[channel]
+            x = 0.0
+            for i, name in enumerate(self.modalities):
+                one = self.ts_to_patch_embedding[name](patches[..., : self.patch[name]])
+                x = x + one * (index == i)[..., None]
+        else:
+            x = self.ts_to_patch_embedding(patches)
+        if self.text_length:
+            x = torch.where((channel == TEXT)[..., None], self.text_to_embedding(text), x)
+        return torch.where((channel == CLS)[..., None], self.cls_token, x)
+
+    def _place(self, channel, time):
+        row = torch.zeros(len(CHANNELS), dtype=torch.long)
+        row[list(self.known)] = torch.arange(len(self.known))
+        signal = _is_signal(channel)
+        place = self.ts_channel_type_embedding[0][row.to(channel.device)[channel]]
+        if self.position == "learned":
+            step = torch.round(time / self.position_seconds - 0.5).long() * signal
+            place = place + self.ts_pos_embedding[0][step]
+        elif self.position == "sincos":
+            phase = _angles(time, place.shape[-1] // 2)
+            place = place + torch.cat([phase.sin(), phase.cos()], -1)
+        place = place * signal[..., None]
+        if self.text_length:
+            is_text = channel == TEXT
+            of_text = self.text_pos_embedding[0][(time * is_text).long()] + self.text_type_embedding[0]
+            place = place + of_text * is_text[..., None]
+        return place
+
+    def _modality_index(self, channel):
+        modality = modality_of(channel)
+        return self.modalities.index(modality.name) if modality and modality.name in self.modalities else -1
+
+    def tokenise(self, windows, text=None):
+        """Cuts windows into tokens and pads them to one length.
+
+        Args:
+            windows: for every window a list of (channel id or name, float samples [n] at its modality's rate, after
+                `preprocess.normalise`; NaN = absent). A patch with a NaN gives no token.
+            text: for every window a sequence of token ids, or None.
+
+        Returns:
+            The arguments of `forward` as tensors on the parameters' device.
+        """
+        longest = max(self.patch.values())
+        rows = []
+        for i, window in enumerate(windows):
+            parts = [(np.zeros((1, longest), np.float32), [CLS], [0.0], [0])]
+            for channel, samples in window:
+                id_ = CHANNEL_ID[channel] if isinstance(channel, str) else int(channel)
+                if id_ not in self.known:
+                    raise Refused(
+                        f"channels: found {channel!r}; expected some of {', '.join(self.config_dict['channels'])}"
+                    )
+                parts.append(self._cut(id_, np.asarray(samples, np.float32), longest))
+            words = [] if text is None or text[i] is None else list(text[i])
+            if len(words) > self.text_length:
+                raise Refused(f"text: found {len(words)} token ids; expected {self.text_length} at most; shorten it")
+            n = len(words)
+            parts.append((np.zeros((n, longest), np.float32), [TEXT] * n, range(n), words))
+            rows.append([np.concatenate([np.asarray(p[field]) for p in parts]) for field in range(4)])
+        tokens_, B = max(len(r[1]) for r in rows), len(rows)
+        out = [np.zeros((B, tokens_, longest), np.float32), np.zeros((B, tokens_), np.int64)]
+        out += [np.zeros((B, tokens_), np.float32), np.zeros((B, tokens_), np.int64)]
+        for i, row in enumerate(rows):
+            for array, values in zip(out, row):
+                array[i, : len(values)] = values
+        return tuple(torch.from_numpy(a).to(self.cls_token.device) for a in out)
+
+    def _cut(self, channel, samples, longest):
+        modality = modality_of(channel)
+        patches, time, valid = tokens(samples, self.patch[modality.name], modality.rate)
+        patches = np.pad(patches[valid], ((0, 0), (0, longest - patches.shape[1])))
+        return patches, [channel] * len(patches), time[valid], [0] * len(patches)
+
+    @torch.no_grad()
+    def encode(self, windows, channels, text=None):
+        """Embeds a padded batch of windows that are preprocessed and normalised already.
+
+        Args:
+            windows: [B, C, N] float at each channel's modality's rate; NaN where a sensor is absent or has ended.
+            channels: C names or ids for all windows, or for every window C of them (0 or "PAD" = none).
+            text: [B, L] token ids, 0 = padding; or None.
+
+        Returns:
+            `Encoded`, tokens in the order CLS, channels as given, text.
+        """
+        if isinstance(channels[0], (str, int, np.integer)):
+            channels = [channels] * len(windows)
+        listed = [
+            [(c, samples) for c, samples in zip(ids, window) if c not in (PAD, "PAD")]
+            for ids, window in zip(channels, np.asarray(windows))
+        ]
+        words = None if text is None else [[int(t) for t in row if t] for row in text]
+        return self(*self.tokenise(listed, words))
+
+    @torch.no_grad()
+    def embed(self, signal, rate, channels, unit="mV", *, text=None, mains=None):
+        """Preprocesses a raw recording and embeds it.
+
+        Args:
+            signal: [C, samples] in physical units, NaN where invalid; or C arrays of their own length.
+            rate: Hz; channels: names; unit: of the samples; rate and unit may be one a channel.
+            text: token ids, or None. mains: powerline frequency in Hz, None = not known.
+
+        Returns:
+            `Encoded` with one row for every window of the recording (`window_seconds` of config.json), and `report`.
+
+        Raises:
+            Refused: nothing in it can be used; the message says what became of each channel.
+        """
+        if self.spec is None:
+            raise Refused("preprocessing: found none; expected a folder read with from_folder; read one")
+        rates = [rate] * len(channels) if np.isscalar(rate) else rate
+        units = [unit] * len(channels) if isinstance(unit, str) else unit
+        given = [
+            (n, float(r), u, 0.0, np.asarray(s)) for n, r, u, s in zip(channels, rates, units, signal, strict=True)
+        ]
+        made = prepare(given, spec=self.spec, mains=mains)
+        usable = [(int(c), x) for c, x in zip(made.channels, made.samples) if int(c) in self.known]
+        if not usable:
+            fate = "; ".join(f"{r['name']}: {r.get('reason', 'not known to the model')}" for r in made.report)
+            raise Refused(f"signal: found no channel that can be used ({fate}); expected one; check names and units")
+        seconds = self.config_dict["window_seconds"]
+        windows = []
+        for i in range(max(1, int(made.seconds / seconds + 1e-6))):
+            cut = [(c, x, modality_of(c).rate) for c, x in usable]
+            cut = [(c, x[round(i * seconds * r) :][: round(seconds * r)]) for c, x, r in cut]
+            windows.append([(c, normalise(x, self.spec.epsilon)) for c, x in cut])
+        words = None if text is None else [list(text)] * len(windows)
+        result = self(*self.tokenise(windows, words))
+        result.report = made.report
+        return result
+
+
+def _projection(patch, width):
+    # index 0 is the cutting into patches, which `tokenise` does; it keeps the published numbering
+    return nn.Sequential(nn.Identity(), nn.LayerNorm(patch), nn.Linear(patch, width), nn.LayerNorm(width))
+
+
+def _is_signal(channel):
+    return (channel != PAD) & (channel != CLS) & (channel != TEXT)
+
+
+def _angles(time, pairs):
+    # periods of 0.2 s to 30 min, geometrically spaced: see csfm_jax/models/position.py
+    per_second = torch.from_numpy((2 * np.pi / np.geomspace(0.2, 1800.0, pairs)).astype(np.float32))
+    return time.float()[..., None] * per_second.to(time.device)
+
+
+def _rotate(x, turn):
+    first, second = x.chunk(2, -1)
+    cos, sin = turn.cos()[:, None].to(x.dtype), turn.sin()[:, None].to(x.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def read_spec(folder):
+    """The preprocessing of an exported folder; refused where its digest is not that of the shipped code's fields."""
+    path = Path(folder) / "preprocessor_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    spec = Spec.from_dict(values["spec"])
+    if spec.digest() != values["digest"]:
+        raise Refused(f"{path}: found digest {values['digest']}; expected {spec.digest()}; export again")
+    return spec
+
+
+def selfcheck(folder):
+    """Runs the golden inputs, from raw signals on, and compares with what JAX gave.
+
+    Returns:
+        The largest absolute difference of pooled and token embeddings, by input.
+    """
+    encoder = CSFMEncoder.from_folder(folder)
+    differences = {}
+    with np.load(Path(folder) / "golden.npz", allow_pickle=False) as golden:
+        for name in sorted({key.split("/")[0] for key in golden.files}):
+            case = {key.split("/")[1]: golden[key] for key in golden.files if key.startswith(f"{name}/")}
+            text = [int(t) for t in case["text"]] or None
+            units, channels = case["units"].tolist(), case["channels"].tolist()
+            out = encoder.embed(case["signal"], float(case["rate"]), channels, units, text=text)
+            same = [np.array_equal(getattr(out, f).cpu().numpy(), case[f"{f}_out"]) for f in ("channel", "time")]
+            pairs = [(getattr(out, f).cpu().numpy(), case[f]) for f in ("pooled", "tokens")]
+            same += [a.shape == b.shape for a, b in pairs]
+            differences[name] = max(float(np.abs(a - b).max()) for a, b in pairs) if all(same) else float("inf")
+    return differences
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--selfcheck", action="store_true", required=True, help="verify the folder and compare with JAX"
+    )
+    parser.parse_args()
+    torch.manual_seed(0)
+    try:
+        differences = selfcheck(Path(__file__).resolve().parent)
+    except Refused as error:
+        print(f"csfm_torch: {error}", file=sys.stderr)
+        return 2
+    for name, difference in differences.items():
+        verdict = "agrees" if difference <= TOLERANCE else "DIFFERS"
+        print(f"{name:<14}{verdict} with JAX: largest difference {difference:.2e} (at most {TOLERANCE:.0e})")
+    return 0 if differences and max(differences.values()) <= TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

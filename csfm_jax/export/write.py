@@ -1,0 +1,187 @@
+"""A checkpoint -> a self-contained PyTorch folder. Needs no PyTorch; the folder appears whole or not at all.
+
+Nothing in it is pickled: weights are safetensors, golden arrays plain .npy inside .npz, the rest text.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+import data_pipelines
+from csfm_jax.config import Config
+from csfm_jax.export import card, golden, names
+from csfm_jax.models.encoder import Encoder
+from csfm_jax.models.vocabulary import Vocabulary
+from csfm_jax.training import checkpoint
+from data_pipelines.errors import BadInput
+from data_pipelines.preprocess import Spec
+from data_pipelines.signals import CHANNELS, MODALITIES
+
+FORMAT = "csfm-export"
+TEMPLATES = Path(__file__).parent / "torch"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is exported.
+
+    Attributes:
+        params: the encoder's parameters, a nested dict of float32 arrays.
+        run: what the run recorded (step, data, versions); numbers of it go into the model card.
+        tokenizer_json: content of the text tokenizer's file, or None.
+    """
+
+    config: Config
+    params: dict
+    spec: Spec
+    run: dict
+    tokenizer_json: str | None = None
+
+
+def export_checkpoint(path: str | Path, output: str | Path) -> Path:
+    """Exports the encoder of a checkpoint.
+
+    Args:
+        path: a work directory, its checkpoints folder or one step; verified before use.
+        output: the folder to write; an earlier export there is replaced, anything else is not touched.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BadInput: no intact checkpoint, a checkpoint of another preprocessing, or `output` holds something else.
+    """
+    config, params, run = checkpoint.restore_params(path)
+    spec = _spec_of(run, path)
+    return export(Trained(config, params["encoder"], spec, run, run.get("tokenizer")), output)
+
+
+def export(trained: Trained, output: str | Path) -> Path:
+    """Writes the folder; see `export_checkpoint`."""
+    output = Path(output).absolute()
+    _refuse_foreign(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        _write_all(trained, temporary)
+        _write_manifest(temporary)
+        temporary.chmod(0o755)
+        _replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return output
+
+
+def _write_all(trained: Trained, folder: Path) -> None:
+    config, tokens = trained.config, trained.config.tokens
+    state = {f"encoder.{name}": value for name, value in names.to_torch(trained.params).items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    _dump(folder / "config.json", model_config(config))
+    _dump(folder / "preprocessor_config.json", preprocessor_config(trained.spec, config))
+    for template in sorted(TEMPLATES.glob("*.py")):
+        shutil.copyfile(template, folder / template.name)
+    for name in ("preprocess.py", "signals.py"):
+        shutil.copyfile(Path(data_pipelines.__file__).parent / name, folder / name)
+    if trained.tokenizer_json:
+        (folder / "tokenizer.json").write_text(trained.tokenizer_json, encoding="utf-8")
+    cases = golden.cases(tokens, config.data.window.seconds)
+    np.savez(folder / "golden.npz", **golden.arrays(cases, _encoder(trained), tokens, trained.spec))
+    parameters = sum(v.size for v in state.values())
+    (folder / "README.md").write_text(card.text(config, trained.spec, trained.run, parameters), encoding="utf-8")
+
+
+def model_config(config: Config) -> dict:
+    """The content of config.json: what PyTorch needs to build the encoder, and what transformers needs to find it."""
+    return {
+        "model_type": "csfm",
+        "architectures": ["CSFMModel"],
+        "auto_map": {"AutoConfig": "configuration_csfm.CSFMConfig", "AutoModel": "modeling_csfm.CSFMModel"},
+        "dtype": "float32",
+        "encoder": dataclasses.asdict(config.encoder),
+        "tokens": dataclasses.asdict(config.tokens),
+        "channels": [CHANNELS[i].name for i in Vocabulary.of(config.tokens).channels],
+        "window_seconds": config.data.window.seconds,
+    }
+
+
+def preprocessor_config(spec: Spec, config: Config) -> dict:
+    """The content of preprocessor_config.json: the versioned spec, its digest, and the modalities' numbers."""
+    fields = ("rate", "unit", "band", "step", "source")
+    return {
+        "spec": spec.to_dict(),
+        "digest": spec.digest(),
+        "normalisation": "z-score per window and channel, of valid samples",
+        "modalities": {
+            m: {"patch": config.tokens.patch[m]} | {f: getattr(MODALITIES[m], f) for f in fields}
+            for m in config.tokens.modalities
+        },
+    }
+
+
+def _encoder(trained: Trained) -> Encoder:
+    sizes = dataclasses.replace(trained.config.encoder, compute="float32", remat="none")
+    abstract = nnx.eval_shape(lambda: Encoder(sizes, trained.config.tokens, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    nnx.replace_by_pure_dict(state, trained.params)
+    return nnx.merge(graph, state)
+
+
+def _spec_of(run: dict, path) -> Spec:
+    try:
+        return Spec.from_dict(run["preprocessing"])
+    except (KeyError, TypeError) as error:
+        raise BadInput(
+            str(path),
+            "a checkpoint without a preprocessing that this version can read",
+            "the spec that its store was made with",
+            "export with the version that trained it",
+        ) from error
+
+
+def _dump(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {}
+    for path in sorted(folder.iterdir()):
+        path.chmod(0o644)
+        with open(path, "rb") as file:
+            files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            os.fsync(file.fileno())
+    listed = json.dumps(files, sort_keys=True)
+    manifest = {"format": FORMAT, "version": 1, "files": files, "digest": hashlib.sha256(listed.encode()).hexdigest()}
+    # exactly this form: `csfm_torch.verify` compares it byte by byte
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _refuse_foreign(output: Path) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((output / "manifest.json").read_text(encoding="utf-8")).get("format") == FORMAT:
+            return
+    raise BadInput(
+        str(output), "something that is no export", "a new folder or an earlier export", "choose another one"
+    )
+
+
+def _replace(temporary: Path, output: Path) -> None:
+    if not output.exists():
+        os.rename(temporary, output)
+        return
+    # A folder cannot be replaced in one step; the old one is whole beside it until the new one stands.
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
+    os.rename(output, old / "export")
+    os.rename(temporary, output)
+    shutil.rmtree(old)

@@ -1,0 +1,425 @@
+"""Trained encoders in use: `load`, then `embed` a raw recording, `encode` a prepared window, or run whole batches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from csfm_jax.config import Config
+from csfm_jax.models.encoder import Encoded, Encoder
+from csfm_jax.models.vocabulary import Vocabulary
+from data_pipelines import preprocess
+from data_pipelines.batch import TokenBatch
+from data_pipelines.config import TokenConfig
+from data_pipelines.errors import BadInput
+from data_pipelines.recording import Recording
+from data_pipelines.rows import RowWriter, empty_batch, signal_tokens
+from data_pipelines.signals import CHANNEL_ID, CHANNELS, TEXT, modality_of
+from data_pipelines.windows import samples_in
+
+_MOST_ROWS = 16  # windows of a long recording that are encoded at once; bounds memory
+
+
+class Window(NamedTuple):
+    """A stretch of one recording, ready to be cut into tokens.
+
+    Attributes:
+        start: seconds from the recording's beginning.
+        channels: (channel id, samples [n] at its modality's rate, `preprocess.INVALID` where absent) each.
+    """
+
+    start: float
+    channels: list[tuple[int, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What an encoder says about one recording.
+
+    Attributes:
+        pooled: [windows, D] float32, one vector a window.
+        tokens: [n, D] float32, one vector a token, CLS and text tokens among them; windows one after the other.
+        channel: n names ("CLS", "II", "PPG", "TEXT"). time: [n] float32, seconds from the recording's start to the
+            patch's centre (index of a text token, window's start for CLS). window: [n] int, row of `pooled`.
+        starts: [windows] float32, seconds from the recording's start. seconds: length of a window.
+        report: one dict a given channel: "name", "channel" (standard name), "status" ("kept", "dropped"), "reason",
+            "done" (what was resampled and filtered), "invalid" (share of samples); see `preprocess.PreparedRecording`.
+    """
+
+    pooled: np.ndarray
+    tokens: np.ndarray
+    channel: tuple[str, ...]
+    time: np.ndarray
+    window: np.ndarray
+    starts: np.ndarray
+    seconds: float
+    report: list[dict]
+
+    @property
+    def embedding(self) -> np.ndarray:
+        """[D], the mean of `pooled` over the windows: one vector for the whole recording."""
+        return self.pooled.mean(axis=0)
+
+
+class LoadedEncoder:
+    """An encoder with everything that it needs to be used: weights, vocabulary, preprocessing, words.
+
+    Args:
+        config: the run's configuration. encoder: the network; its weights are copied to the device once.
+        spec: preprocessing that the network was trained with, applied by `embed`.
+        tokenizer_json: text of a `tokenizer.json`, or None: then `text` must be given as token ids.
+        provenance: where the weights come from ("path", "step", "seed", ...), for reports.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        encoder: Encoder,
+        spec: preprocess.Spec,
+        tokenizer_json: str | None = None,
+        provenance: dict[str, Any] | None = None,
+    ):
+        self.config, self.encoder, self.spec = config, encoder, spec
+        self.tokenizer_json, self.provenance = tokenizer_json, provenance or {}
+        self.known = set(Vocabulary.of(config.tokens).channels)
+        graphdef, self._state = nnx.split(encoder)
+        # jit keeps one program for each shape of batch that it has met
+        self._apply = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
+        self._pooled = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch).pooled)
+
+    @property
+    def width(self) -> int:
+        """D, the length of an embedding."""
+        return self.config.encoder.width
+
+    def embed(
+        self,
+        signal: np.ndarray | Sequence[np.ndarray] | Recording,
+        rate: float | Sequence[float] | None = None,
+        channels: Sequence[str] | None = None,
+        unit: str | Sequence[str] = "mV",
+        text: str | Sequence[int] | None = None,
+        mains: float | None = None,
+    ) -> Embedding:
+        """Preprocesses a raw recording as the training data was, and embeds it.
+
+        Args:
+            signal: [channels, samples] in physical units, NaN where invalid; or one array a channel; or a `Recording`,
+                which brings its own rates, channels, units and mains frequency.
+            rate: Hz, one for all channels or one each.
+            channels: names, as recorded ("II", "MLII", "PLETH"); those not known are left out and reported.
+            unit: of the samples, one for all channels or one each; a sensor without a physical scale takes any.
+            text: a report, or token ids; cut to the length that the model reads. It joins every window.
+            mains: powerline frequency in Hz; None removes both 50 and 60 Hz.
+
+        Returns:
+            An `Embedding`. Windows do not overlap, and are as long as the config's: a last part that is shorter than a
+            window is left out, unless it is all there is.
+
+        Raises:
+            BadInput: wrong shapes, no channel that can be used, or a recording below the config's shortest window.
+        """
+        given, mains = _given(signal, rate, channels, unit, mains)
+        made = preprocess.prepare(given, spec=self.spec, mains=mains)
+        windows = self.windows(made)
+        return self._embedding(windows, self.words(text), made.report)
+
+    def encode(
+        self,
+        window: np.ndarray | Sequence[np.ndarray],
+        channels: Sequence[str | int],
+        text: Sequence[int] | None = None,
+    ) -> Embedding:
+        """Embeds one window that is preprocessed already: nothing is resampled, filtered or quantised.
+
+        Each channel is z-scored over its valid samples, as the loader does after reading, so scale and offset do not
+        matter.
+
+        Args:
+            window: [channels, samples] float at the modality's rate, NaN where absent; or one array a channel, as
+                modalities of different rates need.
+            channels: standard names or ids. text: token ids.
+
+        Raises:
+            BadInput: a channel that the model does not know, wrong shapes, no valid patch, or one too long.
+        """
+        if len(window) != len(channels) or not len(channels):
+            raise BadInput("channels", f"{len(channels)} names for {len(window)} signals", "one each", "name every row")
+        ids = [CHANNEL_ID.get(c, 0) if isinstance(c, str) else int(c) for c in channels]
+        for name, id_ in zip(channels, ids):
+            if id_ not in self.known:
+                raise BadInput(
+                    "channels", repr(name), "channels that the model knows: " + self._known_names(), "rename it"
+                )
+        if len(set(ids)) < len(ids):
+            raise BadInput("channels", "a channel given twice", "each channel once", "leave one out")
+        rows = []
+        for id_, samples in zip(ids, window):
+            samples = np.asarray(samples, np.float32)
+            if samples.ndim != 1:
+                raise BadInput("window", f"{samples.ndim + 1} dimensions", "[channels, samples]", "encode one window")
+            self._check_length(id_, len(samples))
+            rows.append((id_, samples))
+        return self._embedding([Window(0.0, rows)], self.words(text), [])
+
+    def windows(self, made: preprocess.PreparedRecording) -> list[Window]:
+        """Cuts a prepared recording into windows, at the starts that evaluation takes from a store.
+
+        Channels that the model does not know are left out, and marked as dropped in `made.report`.
+
+        Raises:
+            BadInput: no usable channel, or a recording below the config's shortest window.
+        """
+        for row in made.report:
+            if row["status"] == "kept" and CHANNEL_ID[row["channel"]] not in self.known:
+                row.update(status="dropped", reason="not known to the model")
+        usable = [(int(c), x) for c, x in zip(made.channels, made.samples) if int(c) in self.known]
+        if not usable:
+            fate = "; ".join(f"{r['name']}: {r.get('reason', 'dropped')}" for r in made.report) or "no channel"
+            raise BadInput(
+                "signal", f"no usable channel ({fate})", "at least one of " + self._known_names(), "see the report"
+            )
+        rule = self.config.data.window
+        if made.seconds < rule.minimum_seconds:
+            found, least = (
+                f"{made.seconds:g} s",
+                f"at least {rule.minimum_seconds:g} s (config.data.window.minimum_seconds)",
+            )
+            raise BadInput("signal", found, least, "give a longer stretch")
+        length = min(rule.seconds, made.seconds)
+        cut = []
+        for i in range(max(1, int(made.seconds / rule.seconds + 1e-6))):
+            spans = [(c, x, int(i * length * modality_of(c).rate + 0.5)) for c, x in usable]
+            rows = [(c, x[first : first + int(samples_in(length, modality_of(c).rate))]) for c, x, first in spans]
+            cut.append(Window(i * length, rows))
+        return cut
+
+    def words(self, text: str | Sequence[int] | None) -> np.ndarray:
+        """Token ids [n] int32 of a report (or of ids, checked), as many as the model reads; none for None."""
+        tokens = self.config.tokens
+        if text is None or len(text) == 0:
+            return np.zeros(0, np.int32)
+        if not tokens.text_length:
+            raise BadInput("text", "a text", "none: the model was trained without text", "leave text out")
+        if isinstance(text, str):
+            text = self._tokenise(text)
+        ids = np.asarray(text)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= tokens.text_vocabulary:
+            raise BadInput(
+                "text",
+                "something else than token ids",
+                f"a report, or integers from 0 to {tokens.text_vocabulary - 1}",
+                "use the tokenizer that the model was trained with",
+            )
+        return ids[: tokens.text_length].astype(np.int32)
+
+    def embed_batches(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Runs packed batches through the network, one compiled program for each shape.
+
+        Args:
+            batches: with every token visible (`loader.evaluation_batches(..., hide=False)`).
+
+        Yields:
+            ids [n] int32, rows of the window table (`batch.window`), and their embeddings [n, D] float32.
+        """
+        waiting = None  # the next batch is read and sent while the device works on this one
+        for batch in batches:
+            running = (batch.window, self._pooled(self._state, batch))
+            if waiting is not None:
+                yield _present(*waiting)
+            waiting = running
+        if waiting is not None:
+            yield _present(*waiting)
+
+    def _embedding(self, windows: list[Window], words: np.ndarray, report: list[dict]) -> Embedding:
+        parts = []
+        for first in range(0, len(windows), _MOST_ROWS):
+            some = windows[first : first + _MOST_ROWS]
+            batch = one_a_row(some, words, self.config.tokens)
+            encoded = jax.device_get(self._apply(self._state, batch))
+            parts += [_window(encoded, row, w) for row, w in enumerate(some) if batch.window[row, 0] >= 0]
+        if not parts:
+            raise BadInput("signal", "no valid patch in any window", "some valid samples", "check the recording")
+        starts = np.array([w.start for w, *_ in parts], np.float32)
+        return Embedding(
+            pooled=np.stack([pooled for _, pooled, *_ in parts]),
+            tokens=np.concatenate([tokens for *_, tokens in parts]),
+            channel=tuple(CHANNELS[i].name for _, _, channel, *_ in parts for i in channel),
+            time=np.concatenate([time for _, _, _, time, _ in parts]),
+            window=np.repeat(np.arange(len(parts)), [len(channel) for _, _, channel, *_ in parts]),
+            starts=starts,
+            seconds=max(len(x) / modality_of(c).rate for c, x in windows[0].channels),
+            report=report,
+        )
+
+    def _tokenise(self, text: str) -> list[int]:
+        if self.tokenizer_json is None:
+            raise BadInput("text", "a report", "token ids: no tokenizer came with the weights", "tokenise it yourself")
+        from tokenizers import Tokenizer
+
+        from data_pipelines.text import clean_report
+
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer.encode(clean_report(text), add_special_tokens=False).ids
+
+    def _check_length(self, channel: int, samples: int) -> None:
+        seconds = samples / modality_of(channel).rate
+        encoder = self.config.encoder
+        longest = encoder.position_steps * encoder.position_seconds
+        if encoder.position == "learned" and seconds > longest + 1e-6:
+            raise BadInput("window", f"{seconds:g} s", f"at most {longest:g} s, the model's table of times", "cut it")
+
+    def _known_names(self) -> str:
+        return ", ".join(CHANNELS[i].name for i in sorted(self.known))
+
+
+def _present(window: np.ndarray, pooled) -> tuple[np.ndarray, np.ndarray]:
+    there = window >= 0
+    return np.asarray(window)[there], np.asarray(pooled)[there]
+
+
+def one_a_row(windows: list[Window], words: np.ndarray, tokens: TokenConfig) -> TokenBatch:
+    """Windows of one recording, everything visible, each in a row of its own.
+
+    Rows are as long as the longest window asks, up to the next multiple of 64, and as many as the next power of two, so
+    that recordings of one kind share a compiled program. A window without a valid patch leaves its row empty.
+    """
+    longest = 1 + len(words)
+    for window in windows:
+        longest = max(longest, 1 + len(words) + sum(len(c) for c, *_ in signal_tokens(window.channels, tokens)))
+    length = -(-longest // 64) * 64
+    batch = empty_batch(1 << (len(windows) - 1).bit_length(), (length, length, 1), tokens)
+    for row, window in enumerate(windows):
+        RowWriter(batch, row, tokens).add(window.channels, words, row)
+    return batch
+
+
+def _window(encoded: Encoded, row: int, window: Window) -> tuple:
+    """(window, pooled [D], channel ids, times, tokens [n, D]) of a row that holds one window."""
+    there = encoded.segment[row] > 0
+    channel = encoded.channel[row][there]
+    time = encoded.time[row][there] + np.where(channel == TEXT, 0, window.start)
+    return (
+        window,
+        encoded.pooled[row, 0],
+        channel,
+        time.astype(np.float32),
+        encoded.tokens[row][there].astype(np.float32),
+    )
+
+
+def _given(signal, rate, channels, unit, mains) -> tuple[list[tuple], float | None]:
+    """The arguments of `embed` as those of `preprocess.prepare`."""
+    if isinstance(signal, Recording):
+        return [(c.name, c.rate, c.unit, c.start, c.signal) for c in signal.channels], mains or signal.mains
+    if rate is None or channels is None:
+        raise BadInput("embed", "no rate or no channel names", "both, for a plain array", "give rate= and channels=")
+    if isinstance(channels, str):
+        channels = [channels]
+    try:
+        rows = [np.asarray(row, np.float32) for row in signal]
+    except (TypeError, ValueError):
+        rows = []
+    if len(rows) != len(channels) or not rows or any(row.ndim != 1 for row in rows):
+        found = f"{len(channels)} channel names for a signal of shape {np.shape(signal) if rows else '?'}"
+        raise BadInput("signal", found, "[channels, samples], one name a row", "transpose it or name every row")
+    rates = [rate] * len(rows) if np.ndim(rate) == 0 else list(rate)
+    units = [unit] * len(rows) if isinstance(unit, str) else list(unit)
+    for name, values in (("rate", rates), ("unit", units)):
+        if len(values) != len(rows):
+            raise BadInput(
+                name, f"{len(values)} values for {len(rows)} channels", "one, or one a channel", "complete it"
+            )
+    if not all(np.isfinite(r) and r > 0 for r in rates):
+        raise BadInput("rate", "a rate of 0 or less", "Hz above 0", "correct the rate")
+    return [(n, float(r), u, 0.0, row) for n, r, u, row in zip(channels, rates, units, rows)], mains
+
+
+def load(path: str | Path) -> LoadedEncoder:
+    """Reads the encoder of a checkpoint, after verifying every file of it.
+
+    Args:
+        path: a work directory of `csfm train` (its latest step), its `checkpoints` folder, or one step's folder.
+
+    Raises:
+        BadInput: no checkpoint there, a file that was changed, or one of another preprocessing version.
+    """
+    from csfm_jax.training.checkpoint import find_step, restore_params
+
+    step = find_step(path)
+    config, params, run = restore_params(step)
+    encoder = with_params(
+        lambda: Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(0)), params["encoder"], str(step)
+    )
+    spec, tokenizer = _spec_of(run, str(step)), run.get("tokenizer")
+    return LoadedEncoder(config, encoder, spec, tokenizer, {"path": str(step), "step": int(run["step"])})
+
+
+def load_objective(path: str | Path) -> tuple[Any, LoadedEncoder]:
+    """As `load`, with the decoder: the whole objective that was trained, and its encoder ready for use."""
+    from csfm_jax import objectives
+    from csfm_jax.training.checkpoint import find_step, restore_params
+
+    step = find_step(path)
+    config, params, run = restore_params(step)
+    objective = with_params(lambda: objectives.build(config, rngs=nnx.Rngs(0)), params, str(step))
+    spec, tokenizer = _spec_of(run, str(step)), run.get("tokenizer")
+    provenance = {"path": str(step), "step": int(run["step"])}
+    return objective, LoadedEncoder(config, objective.encoder, spec, tokenizer, provenance)
+
+
+def random_encoder(config: Config, seed: int = 0, spec: preprocess.Spec | None = None) -> LoadedEncoder:
+    """The same network before training: what a trained one is compared with.
+
+    Args:
+        config: the run's. seed: of the initialisation. spec: preprocessing; None = the newest of this package.
+    """
+    encoder = Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(seed))
+    return LoadedEncoder(config, encoder, spec or preprocess.get_spec("csfm-jax"), None, {"seed": seed})
+
+
+def with_params(build, params: dict, where: str) -> nnx.Module:
+    """A module with given parameters in place of initial ones, which are never made.
+
+    Args:
+        build: makes the module. params: nested dict of arrays under the module's names. where: named in errors.
+
+    Raises:
+        BadInput: names or shapes differ from the module's.
+    """
+    graphdef, state = nnx.split(nnx.eval_shape(build))
+    wanted = {"/".join(map(str, k)): v.shape for k, v in nnx.to_flat_state(state)}
+    found = {"/".join(map(str, k)): np.shape(v) for k, v in _flat(params)}
+    if differing := sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k)):
+        name = differing[0]
+        remedy = "use the checkpoint with the version of csfm_jax that wrote it"
+        raise BadInput(
+            f"{where}: {name}", str(found.get(name, "no such parameter")), str(wanted.get(name, "none")), remedy
+        )
+    nnx.replace_by_pure_dict(state, jax.tree.map(jax.numpy.asarray, params))
+    return nnx.merge(graphdef, state)
+
+
+def _flat(tree, path=()):
+    for key, value in tree.items():
+        yield from _flat(value, (*path, key)) if isinstance(value, dict) else [((*path, key), value)]
+
+
+def _spec_of(run: dict, where: str) -> preprocess.Spec:
+    """The preprocessing of a checkpoint; refused where this package's of that name and version is another."""
+    try:
+        spec = preprocess.Spec.from_dict(run["preprocessing"])
+    except (KeyError, TypeError) as error:
+        expected = "a preprocessing spec that this version knows"
+        raise BadInput(where, f"none ({error})", expected, "use the version of csfm_jax that wrote it") from None
+    ours = preprocess.SPECS.get(spec.name)
+    if ours is None or (found := preprocess.mismatch(spec, ours)):
+        found = found if ours is not None else f"preprocessing {spec}"
+        raise BadInput(where, found, str(ours) if ours else "a known spec", "use the version of csfm_jax that wrote it")
+    return spec

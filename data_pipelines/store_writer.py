@@ -65,7 +65,7 @@ class StoreWriter:
     def __init__(self, path: str | Path, *, name: str, spec: Spec, shards: int = 1, plan: dict | None = None):
         self.path, self.work = Path(path), Path(path) / WORK
         self.name, self.spec, self.shards = name, spec, shards
-        self.plan = {**(plan or {}), "name": name, "spec": str(spec), "shards": shards, "format": FORMAT}
+        self.plan = plan or {"name": name, "spec": str(spec), "shards": shards}
         self.work.mkdir(parents=True, exist_ok=True)
         (self.path / "shards").mkdir(exist_ok=True)
         self._check_plan()

@@ -1,0 +1,71 @@
+"""Recordings -> a verified, patient-split store.
+
+Reads a folder of recordings (or makes a simulated cohort), filters and resamples every channel, and writes a store.
+Killed or out of disk, the same command goes on; complete, it only verifies. A folder that holds several known datasets
+gives one store each, OUTPUT/<name>.
+"""
+
+import sys
+from pathlib import Path
+
+from data_pipelines.errors import BadInput
+
+
+def arguments(parser):
+    add = parser.add_argument
+    add("--source", required=True, help="a folder of recordings, or simulated:subjects=200,seed=0")
+    add("--output", required=True, type=Path, help="folder of the store; of the stores, if there are several sources")
+    add("--keep-reports", action="store_true", help="store the text reports, and a vocabulary trained on them")
+    add("--shards", type=int, help="files of a store (default: about 64 recordings each)")
+    add("--workers", type=int, default=1, help="processes; the result is the same (default: 1)")
+    add("--spec", default="csfm-jax", help="preprocessing: csfm-jax (default) or csfm-published")
+    keys = parser.add_mutually_exclusive_group()
+    keys.add_argument("--key-file", type=Path, help="the site's secret for hashing subjects (not for public datasets)")
+    keys.add_argument("--new-key", type=Path, metavar="FILE", help="make such a secret, and use it")
+
+
+def run(args):
+    from data_pipelines.datasets import open_sources
+    from data_pipelines.prepare import new_key, prepare, read_key
+
+    sources = open_sources(args.source)
+    key = read_key(args.key_file) if args.key_file else new_key(args.new_key) if args.new_key else None
+    refused = 0
+    for source in sources:
+        if note := getattr(source, "note", ""):
+            print(f"{source.name}: {note}", file=sys.stderr)
+        output = args.output / source.name if len(sources) > 1 else args.output
+        options = {"spec": args.spec, "keep_reports": args.keep_reports, "shards": args.shards, "workers": args.workers}
+        try:
+            with _bar(source.name) as progress:
+                summary = prepare(source, output, key=key, progress=progress, **options)
+            print(summary)
+        except BadInput as error:
+            if len(sources) == 1:
+                raise
+            refused += 1  # the other datasets are not lost to one bad one
+            print(f"csfm prepare: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print(f"csfm prepare: stopped; give the same command again, it goes on in {output}", file=sys.stderr)
+            return 130
+    return 2 if refused else 0
+
+
+class _bar:
+    """A progress bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __enter__(self):
+        from tqdm import tqdm
+
+        self.bar = tqdm(desc=self.name, unit="rec", disable=not sys.stderr.isatty(), leave=False)
+        return self.tell
+
+    def tell(self, done, total):
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *_):
+        self.bar.close()

@@ -1,0 +1,172 @@
+"""Windows of samples -> rows of tokens: normalised, cut into patches, placed, masked. Pure functions on arrays.
+
+The one way into a `TokenBatch`: training, evaluation and ad-hoc embedding all place their windows here.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
+
+import numpy as np
+
+from data_pipelines import masking, preprocess
+from data_pipelines.batch import TokenBatch
+from data_pipelines.config import MaskConfig, TokenConfig
+from data_pipelines.signals import CLS, MODALITIES, TEXT
+from data_pipelines.windows import longest_patch, modality_rows, samples_in, used_channels
+
+_MODALITY_OF = modality_rows()
+_NAMES = tuple(MODALITIES)
+
+
+def empty_batch(rows: int, capacities: tuple[int, int, int], tokens: TokenConfig, labels: int = 0) -> TokenBatch:
+    """A batch of padding: [rows] x (T, V, S), P from the config, K = `labels`."""
+    T, V, S = capacities
+    return TokenBatch(
+        patches=np.zeros((rows, T, longest_patch(tokens)), np.float32),
+        channel=np.zeros((rows, T), np.int32),
+        segment=np.zeros((rows, T), np.int32),
+        time=np.zeros((rows, T), np.float32),
+        text=np.zeros((rows, T), np.int32),
+        visible=np.full((rows, V), T, np.int32),
+        target=np.zeros((rows, T), bool),
+        labels=np.full((rows, S, labels), np.nan, np.float32),
+        token_labels=np.full((rows, T), -1, np.int32),
+        window=np.full((rows, S), -1, np.int32),
+    )
+
+
+class RowWriter:
+    """Places windows one after another into one row of a batch.
+
+    Args:
+        batch: from `empty_batch`; written in place.
+        row: which of its rows.
+        tokens: what is read.
+        mask: how to hide; None makes every token visible and none a target.
+        rng: source of the masks.
+        strategy: None draws one for each window.
+    """
+
+    def __init__(
+        self,
+        batch: TokenBatch,
+        row: int,
+        tokens: TokenConfig,
+        mask: MaskConfig | None = None,
+        rng: np.random.Generator | None = None,
+        strategy: str | None = None,
+    ):
+        self._row = TokenBatch(*(array[row] for array in batch))
+        self._tokens, self._mask, self._rng, self._strategy = tokens, mask, rng, strategy
+        self._next = self._visible = self._slot = 0
+
+    def add(
+        self,
+        blocks: Sequence[tuple[tuple[int, ...], np.ndarray]],
+        text: np.ndarray,
+        window: int,
+        labels: np.ndarray | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Writes one window; one with no valid signal token leaves its slot as padding.
+
+        Args:
+            blocks: (channel ids, samples [C, n]) of channels that share a rate: int16 with INVALID, or float with
+                NaN, preprocessed and at the modality's rate.
+            text: int32 [k] token ids.
+            window: goes into `batch.window`.
+            labels: float [K]. seconds: the planned length, which bounds every channel's tokens; None: no bound.
+        """
+        row, begin, slot = self._row, self._next, self._slot
+        self._slot += 1
+        end = begin + 1
+        for channels, patches, time in signal_tokens(blocks, self._tokens, seconds):
+            stop = end + len(channels)
+            row.patches[end:stop, : patches.shape[1]] = patches
+            row.channel[end:stop], row.time[end:stop] = channels, time
+            end = stop
+        if end == begin + 1:
+            return
+        stop = end + len(text)
+        row.channel[end:stop], row.text[end:stop] = TEXT, text
+        row.time[end:stop] = np.arange(len(text))
+        row.channel[begin] = CLS
+        row.segment[begin:stop] = slot + 1
+        row.window[slot] = window
+        if labels is not None:
+            row.labels[slot] = labels
+        self._hide(begin, end, stop)
+        self._next = stop
+
+    def _hide(self, begin: int, end: int, stop: int) -> None:
+        row, inside = self._row, slice(begin + 1, stop)
+        seen = np.ones(stop - begin, bool)
+        if self._mask is not None:
+            channel = row.channel[inside]
+            is_text = np.zeros(stop - begin - 1, bool)
+            is_text[end - begin - 1 :] = True
+            masked = masking.hide(
+                channel, row.time[inside], _MODALITY_OF[channel], is_text, self._mask, self._rng, self._strategy
+            )
+            seen[1:] = masked.visible
+            row.target[inside] = masked.target
+        positions = np.flatnonzero(seen)
+        row.visible[self._visible : self._visible + len(positions)] = positions + begin
+        self._visible += len(positions)
+
+
+def signal_tokens(blocks, tokens: TokenConfig, seconds: float | None = None):
+    """Cuts a window's channels into tokens, channel by channel in the given order.
+
+    Args: see `RowWriter.add`.
+
+    Yields:
+        For each run of channels of one rate and patch: channel ids int32 [n], patches float32 [n, patch], times
+        float32 [n] of the tokens that are there. A token with an invalid sample is not; nor is a channel that the
+        config leaves out.
+    """
+    for channels, samples in blocks:
+        patch_of = tuple(tokens.patch[name] for name in tokens.modalities)
+        for rate, patch, rows, ids in _runs(tuple(channels), tokens.modalities, patch_of, tokens.channels):
+            k = samples.shape[1] // patch
+            if seconds is not None:  # the plan made room for so many
+                k = min(k, int(samples_in(seconds, rate)) // patch)
+            if k == 0:
+                continue
+            x = preprocess.normalise(_with_sentinel(samples[rows]))
+            patches = x[:, : k * patch].reshape(len(ids) * k, patch)
+            channel, time = _layout(ids, k, patch, rate)
+            valid = np.isfinite(patches).all(axis=1)
+            if valid.all():
+                yield channel, patches, time
+            elif valid.any():
+                yield channel[valid], patches[valid], time[valid]
+
+
+def _with_sentinel(x: np.ndarray) -> np.ndarray:
+    """Floats use the int16 convention for invalid samples from here on."""
+    if x.dtype == np.int16:
+        return x
+    return np.where(np.isfinite(x), x, preprocess.INVALID).astype(np.float32)
+
+
+@lru_cache(maxsize=4096)
+def _runs(channels, modalities, patch_of, channel_set):
+    """(rate, patch, rows of the block, channel ids) of each run of used channels that share rate and patch."""
+    wanted = used_channels(TokenConfig(modalities=modalities, channels=channel_set))
+    patches = dict(zip(modalities, patch_of))
+    used = [(row, channel, _NAMES[_MODALITY_OF[channel]]) for row, channel in enumerate(channels) if wanted[channel]]
+    runs = []
+    for (rate, patch), run in groupby(used, key=lambda u: (MODALITIES[u[2]].rate, patches[u[2]])):
+        rows, ids, _ = zip(*run)
+        whole = rows == tuple(range(rows[0], rows[-1] + 1))
+        runs.append((rate, patch, slice(rows[0], rows[-1] + 1) if whole else list(rows), ids))
+    return runs
+
+
+@lru_cache(maxsize=4096)
+def _layout(channels: tuple[int, ...], k: int, patch: int, rate: int):
+    """Channel ids and centre times of k tokens of each channel; the same few layouts come again and again."""
+    times = ((np.arange(k) + 0.5) * (patch / rate)).astype(np.float32)
+    return np.repeat(np.asarray(channels, np.int32), k), np.tile(times, len(channels))

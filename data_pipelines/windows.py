@@ -1,0 +1,250 @@
+"""Which windows an epoch consists of, and how many tokens each will have: a function of index, config, seed, epoch.
+
+Starts lie on a grid of 1/25 s, on which every modality but SpO2 (1 Hz, off by half a second at most) has a sample; so
+channels of different rates stay aligned. A recording that is longer than a window gives `floor(length / window)`
+of them, at most `most_per_recording`: with random starts, window i of n starts anywhere in the i-th n-th of the
+possible starts, so that an epoch covers the whole recording and epochs differ.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines import masking
+from data_pipelines.config import DataConfig, TokenConfig
+from data_pipelines.errors import BadInput
+from data_pipelines.signals import CHANNELS, CSFM_CHANNELS, MODALITIES
+
+GRID = 25  # starts per second
+SPLITS = ("train", "validation", "test")
+MODALITY_ROW = {name: row for row, name in enumerate(MODALITIES)}
+_KIND_MODALITY = np.array([MODALITY_ROW.get(kind.modality, -1) for kind in CHANNELS], np.int8)
+
+
+@dataclass(frozen=True)
+class EpochWindows:
+    """An epoch's window table, one row a window, ordered by store and recording.
+
+    Attributes:
+        store: int16, position in the list of stores. recording: int32, row of that store's index.
+        start: float32, seconds, a multiple of 1 / GRID. seconds: float32, length.
+        signal_tokens, text_tokens: int32, upper bounds. tokens: with CLS. visible: what may stay visible, with CLS.
+        group: int32, ascending; windows of one group share a row.
+        skipped: reason -> recordings that gave no window.
+    """
+
+    store: np.ndarray
+    recording: np.ndarray
+    start: np.ndarray
+    seconds: np.ndarray
+    signal_tokens: np.ndarray
+    text_tokens: np.ndarray
+    visible: np.ndarray
+    group: np.ndarray
+    skipped: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.signal_tokens + self.text_tokens + np.int32(1)
+
+    def sizes(self) -> np.ndarray:
+        """int32 [windows, 3]: tokens, visible tokens, 1; what `packing.plan` takes where groups are single windows."""
+        sizes = np.ones((len(self), 3), np.int32)
+        sizes[:, 0], sizes[:, 1] = self.tokens, self.visible
+        return sizes
+
+    def group_starts(self) -> np.ndarray:
+        """int64 [groups + 1]: the first window of each group, and the number of windows."""
+        first = np.flatnonzero(np.diff(self.group, prepend=-1))
+        return np.append(first, len(self))
+
+
+def samples_in(seconds, rate: int):
+    """Samples of a stretch, rounded half up in float64: the one rule for planning and reading."""
+    return np.floor(np.asarray(seconds, np.float64) * rate + 0.5).astype(np.int64)
+
+
+def used_channels(tokens: TokenConfig) -> np.ndarray:
+    """bool [channel vocabulary]: what `tokens.modalities` and `tokens.channels` let in.
+
+    Raises:
+        BadInput: an unknown modality, channel set or patch length.
+    """
+    for name in tokens.modalities:
+        if name not in MODALITIES:
+            raise BadInput("config.tokens.modalities", repr(name), "some of " + ", ".join(MODALITIES), "correct it")
+        if tokens.patch.get(name, 0) < 1:
+            raise BadInput(
+                f"config.tokens.patch.{name}",
+                "no length" if name not in tokens.patch else str(tokens.patch[name]),
+                "one sample or more",
+                f"set it, for example to {MODALITIES[name].patch}",
+            )
+    if tokens.channels not in ("all", "csfm"):
+        raise BadInput("config.tokens.channels", repr(tokens.channels), '"all" or "csfm"', "correct the config")
+    wanted = np.isin(_KIND_MODALITY, [MODALITY_ROW[name] for name in tokens.modalities])
+    if tokens.channels == "csfm":
+        wanted &= np.isin(np.arange(len(wanted)), CSFM_CHANNELS)
+    return wanted
+
+
+def capacities(tokens: TokenConfig, data: DataConfig) -> tuple[int, int, int]:
+    """(T, V, S) of a row; `row_visible` 0 becomes the least V that can never bind."""
+    spare = tokens.text_length * max(0.0, data.mask.keep_text - data.mask.keep_signal)
+    free = np.ceil(data.mask.keep_signal * data.row_tokens) + data.row_windows * (2 + np.ceil(spare))
+    return data.row_tokens, data.row_visible or min(int(free), data.row_tokens), data.row_windows
+
+
+def check(tokens: TokenConfig, data: DataConfig) -> None:
+    """Refuses configs that no store can satisfy; `masking.check` does the masks.
+
+    Raises:
+        BadInput: naming the field.
+    """
+    used_channels(tokens)
+    for name, least in (("rows", 1), ("row_tokens", 2), ("row_visible", 0), ("row_windows", 1), ("workers", 0)):
+        if getattr(data, name) < least:
+            raise BadInput(f"config.data.{name}", str(getattr(data, name)), f"{least} or more", "correct the config")
+    window = data.window
+    if not 0 < window.minimum_seconds <= window.seconds:
+        raise BadInput(
+            "config.data.window.minimum_seconds",
+            f"{window.minimum_seconds:g}",
+            f"above 0 and at most window.seconds ({window.seconds:g})",
+            "correct the config",
+        )
+    if window.most_per_recording < 1:
+        raise BadInput("config.data.window.most_per_recording", str(window.most_per_recording), "1 or more", "raise it")
+    for name, weight in data.weights.items():
+        if not 0 <= weight < np.inf:
+            raise BadInput(f"config.data.weights.{name}", f"{weight:g}", "0 or more", "correct the config")
+
+
+def epoch_windows(
+    stores,
+    tokens: TokenConfig,
+    data: DataConfig,
+    split: str,
+    epoch: int,
+    text_counts: list[np.ndarray] | None = None,
+) -> EpochWindows:
+    """The windows of one epoch.
+
+    Args:
+        stores: `store.Store`s; only `.name` and `.index` are used.
+        tokens, data: what is read and how much of it.
+        split: "train", "validation" or "test"; windows of other subjects never appear.
+        epoch: with `data.seed`, decides starts and the fractional part of mixture weights.
+        text_counts: for each store, int [recordings], text tokens of each report (0 = none). None plans
+            `tokens.text_length` for every recording that has a report.
+
+    Raises:
+        BadInput: no window at all, or a mixture weight for a store that is not there.
+    """
+    check(tokens, data)
+    if unknown := set(data.weights) - {store.name for store in stores}:
+        raise BadInput(
+            f"config.data.weights.{min(unknown)}",
+            "a weight for a store that is not read",
+            "names of " + ", ".join(sorted({store.name for store in stores})),
+            "correct the name or remove the weight",
+        )
+    skipped = {"shorter than the minimum": 0, "no channel of the config": 0}
+    parts = []
+    for position, store in enumerate(stores):
+        counts = None if text_counts is None else text_counts[position]
+        weight = data.weights.get(store.name, 1.0)
+        if weight == 0:
+            continue
+        parts += _store_windows(store.index, position, weight, tokens, data, split, epoch, counts, skipped)
+    columns = [np.concatenate(column) if parts else np.zeros(0) for column in zip(*parts)]
+    if not parts or not len(columns[0]):
+        raise BadInput(
+            "config.data",
+            f"no window of {split} subjects ({', '.join(f'{n} recordings {why}' for why, n in skipped.items())})",
+            "at least one",
+            "check the stores with `csfm data`, data.weights, data.window.minimum_seconds and tokens.modalities",
+        )
+    store, recording, start, seconds, signal, text = columns
+    visible = masking.signal_budget(signal, data.mask) + masking.text_budget(text, data.mask) + np.int32(1)
+    group = np.arange(len(store), dtype=np.int32)
+    return EpochWindows(store, recording, start, seconds, signal, text, visible, group, skipped)
+
+
+def _store_windows(index, position, weight, tokens, data, split, epoch, text_counts, skipped):
+    """One table (store, recording, start, seconds, signal tokens, text tokens) for each pass over the store."""
+    window = data.window
+    ours = index.split == SPLITS.index(split)
+    seconds = np.asarray(index.seconds, np.float32)
+    long_enough = seconds >= np.float32(window.minimum_seconds)
+    length = np.minimum(seconds, np.float32(window.seconds))
+    signal = signal_tokens(index, length, tokens)
+    skipped["shorter than the minimum"] += int(np.count_nonzero(ours & ~long_enough))
+    skipped["no channel of the config"] += int(np.count_nonzero(ours & long_enough & (signal == 0)))
+    taken = np.flatnonzero(ours & long_enough & (signal > 0)).astype(np.int32)
+    each = np.floor(seconds[taken].astype(np.float64) / window.seconds + 1e-6)  # float32 may fall short of whole
+    each = np.clip(each, 1, window.most_per_recording).astype(np.int32)
+    if not tokens.text_length:
+        text = np.zeros(len(seconds), np.int32)
+    elif text_counts is None:
+        text = np.where(index.has_report, tokens.text_length, 0).astype(np.int32)
+    else:
+        text = np.minimum(text_counts, tokens.text_length).astype(np.int32)
+    row = np.repeat(np.arange(len(taken), dtype=np.int32), each)
+    rank = np.arange(len(row), dtype=np.int32) - np.repeat((np.cumsum(each) - each).astype(np.int32), each)
+    tables = []
+    for turn in range(int(np.ceil(weight))):
+        rng = np.random.Generator(np.random.PCG64([0x517A, data.seed, epoch, position, turn]))
+        chosen, which = row, rank
+        if turn + 1 > weight:  # the fractional last pass
+            some = np.sort(rng.permutation(len(row))[: round((weight - turn) * len(row))])
+            chosen, which = row[some], rank[some]
+        recording = taken[chosen]
+        start = _starts(seconds[recording], length[recording], each[chosen], which, window.random_start, rng)
+        tables.append(
+            (
+                np.full(len(recording), position, np.int16),
+                recording,
+                start,
+                length[recording],
+                signal[recording],
+                text[recording],
+            )
+        )
+    return tables
+
+
+def _starts(seconds, length, each, rank, random_start, rng):
+    """float32 starts on the grid, never so late that the window would leave the recording."""
+    if random_start:
+        slack = np.floor((seconds - length) * np.float32(GRID)) + 1  # grid points that a start may take
+        step = np.floor((rank + rng.random(len(rank))) / each * slack)
+        return (np.minimum(step, slack - 1) / GRID).astype(np.float32)
+    tile = np.floor(rank * length.astype(np.float64) * GRID + 1e-6)
+    return (tile / GRID).astype(np.float32)
+
+
+def signal_tokens(index, seconds: np.ndarray, tokens: TokenConfig) -> np.ndarray:
+    """int32 [recordings]: tokens of a window of the given length, if every sample is valid."""
+    wanted = used_channels(tokens)
+    total = np.zeros(len(seconds), np.int32)
+    for name in tokens.modalities:
+        row = MODALITY_ROW[name]
+        in_set = [sum(_KIND_MODALITY[c] == row and wanted[c] for c in channels) for channels in index.channel_sets]
+        of_recording = np.asarray(in_set, np.int32)[index.channel_set] if in_set else 0
+        per_channel = samples_in(seconds, MODALITIES[name].rate) // tokens.patch[name]
+        total += of_recording * per_channel.astype(np.int32)
+    return total
+
+
+def modality_rows() -> np.ndarray:
+    """int8 [channel vocabulary]: row of `signals.MODALITIES` for each channel; -1 for PAD, CLS and TEXT."""
+    return _KIND_MODALITY
+
+
+def longest_patch(tokens: TokenConfig) -> int:
+    """P: samples of the longest patch among the modalities that are read."""
+    return max(tokens.patch[name] for name in tokens.modalities)

@@ -14,10 +14,9 @@ from csfm_jax.models.encoder import Encoded, Encoder
 from csfm_jax.models.vocabulary import Vocabulary
 from data_pipelines import preprocess
 from data_pipelines.batch import TokenBatch
-from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
+from data_pipelines.loader import pack_windows
 from data_pipelines.recording import Recording
-from data_pipelines.rows import RowWriter, empty_batch, signal_tokens
 from data_pipelines.signals import CHANNEL_ID, CHANNELS, TEXT, modality_of
 from data_pipelines.windows import samples_in
 
@@ -174,29 +173,31 @@ class LoadedEncoder:
         Raises:
             BadInput: no usable channel, or a recording below the config's shortest window.
         """
+        rule = self.config.data.window
+        length = min(rule.seconds, made.seconds)
+        count = max(1, int(made.seconds / rule.seconds + 1e-6))
+        return [self.window_at(made, i * length, length) for i in range(count)]
+
+    def window_at(self, made: preprocess.PreparedRecording, start: float, seconds: float) -> Window:
+        """One window of a prepared recording, of the channels that the model knows; raises as `windows`."""
         for row in made.report:
             if row["status"] == "kept" and CHANNEL_ID[row["channel"]] not in self.known:
                 row.update(status="dropped", reason="not known to the model")
         usable = [(int(c), x) for c, x in zip(made.channels, made.samples) if int(c) in self.known]
         if not usable:
             fate = "; ".join(f"{r['name']}: {r.get('reason', 'dropped')}" for r in made.report) or "no channel"
-            raise BadInput(
-                "signal", f"no usable channel ({fate})", "at least one of " + self._known_names(), "see the report"
-            )
-        rule = self.config.data.window
-        if made.seconds < rule.minimum_seconds:
-            found, least = (
-                f"{made.seconds:g} s",
-                f"at least {rule.minimum_seconds:g} s (config.data.window.minimum_seconds)",
-            )
-            raise BadInput("signal", found, least, "give a longer stretch")
-        length = min(rule.seconds, made.seconds)
-        cut = []
-        for i in range(max(1, int(made.seconds / rule.seconds + 1e-6))):
-            spans = [(c, x, int(i * length * modality_of(c).rate + 0.5)) for c, x in usable]
-            rows = [(c, x[first : first + int(samples_in(length, modality_of(c).rate))]) for c, x, first in spans]
-            cut.append(Window(i * length, rows))
-        return cut
+            expected = "at least one of " + self._known_names()
+            raise BadInput("signal", f"no usable channel ({fate})", expected, "check names, units and signals")
+        least = self.config.data.window.minimum_seconds
+        if min(seconds, made.seconds - start) < least - 1e-6:
+            expected = f"at least {least:g} s (config.data.window.minimum_seconds)"
+            raise BadInput("signal", f"{made.seconds - start:g} s", expected, "give a longer stretch")
+        rows = []
+        for channel, samples in usable:
+            rate = modality_of(channel).rate
+            first = int(start * rate + 0.5)
+            rows.append((channel, samples[first : first + int(samples_in(seconds, rate))]))
+        return Window(start, rows)
 
     def words(self, text: str | Sequence[int] | None) -> np.ndarray:
         """Token ids [n] int32 of a report (or of ids, checked), as many as the model reads; none for None."""
@@ -239,9 +240,10 @@ class LoadedEncoder:
         parts = []
         for first in range(0, len(windows), _MOST_ROWS):
             some = windows[first : first + _MOST_ROWS]
-            batch = one_a_row(some, words, self.config.tokens)
+            batch = self._one_a_row(some, words)
             encoded = jax.device_get(self._apply(self._state, batch))
-            parts += [_window(encoded, row, w) for row, w in enumerate(some) if batch.window[row, 0] >= 0]
+            rows = {int(i): row for row, i in enumerate(batch.window[:, 0])}
+            parts += [_window(encoded, rows[i], w) for i, w in enumerate(some) if i in rows]
         if not parts:
             raise BadInput("signal", "no valid patch in any window", "some valid samples", "check the recording")
         starts = np.array([w.start for w, *_ in parts], np.float32)
@@ -255,6 +257,21 @@ class LoadedEncoder:
             seconds=max(len(x) / modality_of(c).rate for c, x in windows[0].channels),
             report=report,
         )
+
+    def _one_a_row(self, windows: list[Window], words: np.ndarray) -> TokenBatch:
+        """Each window in a row of its own. Rows are as long as the longest window asks, up to the next multiple of 64,
+        and as many as the next power of two, so that recordings of one kind share a compiled program."""
+        tokens = self.config.tokens
+        most = max(sum(len(x) // tokens.patch[modality_of(c).name] for c, x in window.channels) for window in windows)
+        (batch,) = pack_windows(
+            [w.channels for w in windows],
+            tokens,
+            rows=1 << (len(windows) - 1).bit_length(),
+            row_tokens=-(-(1 + most + len(words)) // 64) * 64,
+            row_windows=1,
+            texts=[words] * len(windows),
+        )
+        return batch
 
     def _tokenise(self, text: str) -> list[int]:
         if self.tokenizer_json is None:
@@ -282,22 +299,6 @@ class LoadedEncoder:
 def _present(window: np.ndarray, pooled) -> tuple[np.ndarray, np.ndarray]:
     there = window >= 0
     return np.asarray(window)[there], np.asarray(pooled)[there]
-
-
-def one_a_row(windows: list[Window], words: np.ndarray, tokens: TokenConfig) -> TokenBatch:
-    """Windows of one recording, everything visible, each in a row of its own.
-
-    Rows are as long as the longest window asks, up to the next multiple of 64, and as many as the next power of two, so
-    that recordings of one kind share a compiled program. A window without a valid patch leaves its row empty.
-    """
-    longest = 1 + len(words)
-    for window in windows:
-        longest = max(longest, 1 + len(words) + sum(len(c) for c, *_ in signal_tokens(window.channels, tokens)))
-    length = -(-longest // 64) * 64
-    batch = empty_batch(1 << (len(windows) - 1).bit_length(), (length, length, 1), tokens)
-    for row, window in enumerate(windows):
-        RowWriter(batch, row, tokens).add(window.channels, words, row)
-    return batch
 
 
 def _window(encoded: Encoded, row: int, window: Window) -> tuple:

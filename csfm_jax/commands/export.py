@@ -1,4 +1,4 @@
-"""Writes the encoder of a checkpoint as a self-contained PyTorch folder: safetensors, code, preprocessing, self-check."""
+"""Writes the encoder of a checkpoint as a self-contained PyTorch folder: weights, code, preprocessing, self-check."""
 
 
 def arguments(parser) -> None:

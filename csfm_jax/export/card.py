@@ -63,8 +63,8 @@ def _about(config, parameters, channels):
     e = config.encoder
     text = f"reports of up to {config.tokens.text_length} tokens" if config.tokens.text_length else "no text"
     return (
-        "An encoder of biosignals for any subset of sensors, pretrained by reconstructing masked patches (after Gu et al., "
-        "Nature Machine Intelligence 8, 220-233, 2026).\n\n"
+        "An encoder of biosignals for any subset of sensors, pretrained by reconstructing masked patches (after Gu et "
+        "al., Nature Machine Intelligence 8, 220-233, 2026).\n\n"
         f"{parameters:,} parameters: width {e.width}, {e.depth} blocks, {e.heads} heads of {e.head_dim}, MLP {e.mlp}; "
         f"{e.position} positions, {e.projection} patch projection, {e.pooling} pooling. Windows of "
         f"{config.data.window.seconds:g} s; {text}.\n\n"
@@ -76,7 +76,7 @@ def _about(config, parameters, channels):
 def _signals(config, spec):
     lines = [
         "## Preprocessing\n",
-        f"Specification {spec}, in full in `preprocessor_config.json`; the code is `preprocess.py`, and `embed` runs it.\n",
+        f"Specification {spec}, in full in `preprocessor_config.json`; the code is `preprocess.py`; `embed` runs it.\n",
         "| modality | rate (Hz) | patch (samples) | band (Hz) | unit |",
         "|---|---|---|---|---|",
     ]
@@ -96,9 +96,8 @@ def _run(config, run):
     if step is not None:
         lines.append(f"{int(step):,} of {config.training.steps:,} optimizer steps of {config.data.rows} packed rows, "
                      f"{config.data.row_tokens:,} tokens each.")  # fmt: skip
-    lines.append(
-        f"Hidden: {1 - config.data.mask.keep_signal:.0%} of signal tokens, {1 - config.data.mask.keep_text:.0%} of text tokens."
-    )
+    mask = config.data.mask
+    lines.append(f"Hidden: {1 - mask.keep_signal:.0%} of signal tokens, {1 - mask.keep_text:.0%} of text tokens.")
     for name, store in sorted((run.get("stores") or {}).items()):
         numbers = ", ".join(f"{v:,} {k}" for k, v in store.items() if isinstance(v, int))
         lines.append(f"Store {name}: {numbers}.")

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from csfm_jax.encoding import LoadedEncoder
 from csfm_jax.models.vocabulary import Vocabulary
-from data_pipelines.batch import TokenBatch
-from data_pipelines.config import TokenConfig
-from data_pipelines.preprocess import Spec, normalise, prepare
-from data_pipelines.preprocess import tokens as cut_tokens
-from data_pipelines.signals import CHANNELS, CLS, MODALITIES, TEXT, modality_of
+from data_pipelines.config import TokenConfig, WindowConfig
+from data_pipelines.signals import CHANNEL_ID, CHANNELS, MODALITIES, modality_of
 
 RATE = 500.0
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
-# Waves of one beat: share of the RR interval after the R peak, width (s), height (mV), and how the height turns over leads.
+# Waves of one beat: share of the RR interval after the R peak, width (s), height (mV), how it turns over the leads.
 _WAVES = ((-0.18, 0.025, 0.12, 0.3), (-0.03, 0.010, -0.12, 0.5), (0.0, 0.011, 1.1, 0.4), (0.03, 0.012, -0.25, 0.9))
 _WAVES += ((0.30, 0.055, 0.28, 0.35),)
 
@@ -35,17 +33,17 @@ class Case:
     text: np.ndarray
 
 
-def cases(tokens: TokenConfig, seconds: float) -> dict[str, Case]:
+def cases(tokens: TokenConfig, window: WindowConfig) -> dict[str, Case]:
     """The inputs that a model's vocabulary allows.
 
     Args:
-        tokens: the model's. seconds: its longest window; the inputs take 10 s at most.
+        tokens, window: the model's; every input is one window of 10 s, or of what the model takes.
 
     Returns:
         "twelve_leads", "one_lead", "ppg_only", "ecg_ppg_text" (with a NaN stretch and a flat lead), and "one_of_each"
         (one channel of every modality) where the model reads more than ECG and PPG.
     """
-    seconds = min(seconds, 10.0)
+    seconds = min(max(10.0, window.minimum_seconds), window.seconds)
     known = [CHANNELS[i].name for i in Vocabulary.of(tokens).channels]
     wanted = {
         "twelve_leads": LEADS,
@@ -61,7 +59,7 @@ def cases(tokens: TokenConfig, seconds: float) -> dict[str, Case]:
         channels = tuple(c for c in channels if c in known)
         if not channels:
             continue
-        length = seconds * 0.8 if name == "ppg_only" else seconds
+        length = max(0.8 * seconds, window.minimum_seconds) if name == "ppg_only" else seconds
         signal = np.stack([_channel(c, length, np.random.default_rng([number, i])) for i, c in enumerate(channels)])
         text = np.zeros(0, np.int32)
         if name == "ecg_ppg_text":
@@ -94,7 +92,7 @@ def _channel(name: str, seconds: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _ecg(time: np.ndarray, lead: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian waves at 72 beats a minute, with wander, 50 Hz mains and noise; each lead sees the waves at other heights."""
+    """Gaussian waves at 72 beats a minute, of another height in each lead, with wander, 50 Hz mains and noise."""
     interval = 60.0 / 72.0
     peaks = np.arange(0.2, time[-1] + interval, interval) if len(time) else np.zeros(0)
     signal = 0.1 * np.sin(2 * np.pi * 0.3 * time + lead) + 0.03 * np.sin(2 * np.pi * 50.0 * time)
@@ -104,58 +102,27 @@ def _ecg(time: np.ndarray, lead: int, rng: np.random.Generator) -> np.ndarray:
     return signal + 0.01 * rng.standard_normal(len(time))
 
 
-def one_row(case: Case, tokens: TokenConfig, spec: Spec) -> TokenBatch:
-    """A case as a batch of one row with one window, everything visible: CLS, channels ascending, text."""
-    given = [(n, RATE, u, 0.0, s) for n, u, s in zip(case.channels, case.units, case.signal)]
-    made = prepare(given, spec=spec)
-    longest = Vocabulary.of(tokens).longest_patch
-    patches, channel, time = [np.zeros((1, longest), np.float32)], [[CLS]], [[0.0]]
-    for id_, samples in zip(made.channels, made.samples):
-        modality = modality_of(int(id_))
-        cut, centres, valid = cut_tokens(normalise(samples, spec.epsilon), tokens.patch[modality.name], modality.rate)
-        patches.append(np.pad(cut[valid], ((0, 0), (0, longest - cut.shape[1]))))
-        channel.append([int(id_)] * int(valid.sum()))
-        time.append(centres[valid])
-    signal_tokens, words = sum(map(len, channel)), len(case.text)
-    patches.append(np.zeros((words, longest), np.float32))
-    channel.append([TEXT] * words)
-    time.append(np.arange(words))
-    T = signal_tokens + words
-    return TokenBatch(
-        patches=np.concatenate(patches)[None],
-        channel=np.concatenate(channel)[None].astype(np.int32),
-        segment=np.ones((1, T), np.int32),
-        time=np.concatenate(time)[None].astype(np.float32),
-        text=np.concatenate([np.zeros(signal_tokens, np.int32), case.text])[None].astype(np.int32),
-        visible=np.arange(T, dtype=np.int32)[None],
-        target=np.zeros((1, T), bool),
-        labels=np.zeros((1, 1, 0), np.float32),
-        token_labels=np.full((1, T), -1, np.int32),
-        window=np.zeros((1, 1), np.int32),
-    )
-
-
-def arrays(made: dict[str, Case], encoder, tokens: TokenConfig, spec: Spec) -> dict[str, np.ndarray]:
-    """The content of golden.npz: "<case>/<field>" for the raw input and for what JAX gives on this machine.
+def arrays(made: dict[str, Case], loaded: LoadedEncoder) -> dict[str, np.ndarray]:
+    """The content of golden.npz: "<case>/<field>", the raw input and what `loaded.embed` gives on this machine.
 
     Args:
-        made: from `cases`. encoder: `csfm_jax.models.encoder.Encoder` in float32.
+        made: from `cases`. loaded: an encoder that computes in float32.
     """
     out = {}
     for name, case in made.items():
-        # As exact as the platform allows: TPUs round float32 products to bfloat16 otherwise.
+        # TPUs round the factors of float32 products to bfloat16 otherwise
         with jax.default_matmul_precision("highest"):
-            encoded = jax.jit(lambda batch: encoder(batch))(one_row(case, tokens, spec))
+            result = loaded.embed(case.signal, RATE, case.channels, case.units, text=case.text)
         fields = {
             "signal": case.signal,
             "rate": np.float64(RATE),
             "channels": np.array(case.channels),
             "units": np.array(case.units),
             "text": case.text,
-            "pooled": np.asarray(encoded.pooled[0], np.float32),
-            "tokens": np.asarray(encoded.tokens, np.float32),
-            "channel_out": np.asarray(encoded.channel, np.int64),
-            "time_out": np.asarray(encoded.time, np.float32),
+            "pooled": result.pooled,
+            "tokens": result.tokens,
+            "channel_out": np.array([CHANNEL_ID[c] for c in result.channel], np.int64),
+            "time_out": result.time,
         }
         out |= {f"{name}/{field}": np.asarray(value) for field, value in fields.items()}
     return out

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import data_pipelines
+from csfm_jax import encoding
 from csfm_jax.config import Config
+from csfm_jax.encoding import LoadedEncoder
 from csfm_jax.export import card, golden, names
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.models.vocabulary import Vocabulary
@@ -29,23 +30,6 @@ from data_pipelines.signals import CHANNELS, MODALITIES
 
 FORMAT = "csfm-export"
 TEMPLATES = Path(__file__).parent / "torch"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What is exported.
-
-    Attributes:
-        params: the encoder's parameters, a nested dict of float32 arrays.
-        run: what the run recorded (step, data, versions); numbers of it go into the model card.
-        tokenizer_json: content of the text tokenizer's file, or None.
-    """
-
-    config: Config
-    params: dict
-    spec: Spec
-    run: dict
-    tokenizer_json: str | None = None
 
 
 def export_checkpoint(path: str | Path, output: str | Path) -> Path:
@@ -61,19 +45,24 @@ def export_checkpoint(path: str | Path, output: str | Path) -> Path:
     Raises:
         BadInput: no intact checkpoint, a checkpoint of another preprocessing, or `output` holds something else.
     """
-    config, params, run = checkpoint.restore_params(path)
-    spec = _spec_of(run, path)
-    return export(Trained(config, params["encoder"], spec, run, run.get("tokenizer")), output)
+    _refuse_foreign(Path(output).absolute())
+    loaded = encoding.load(path)
+    run = checkpoint.restore_params(loaded.provenance["path"], verify=False)[2]  # verified a moment ago
+    return export(loaded, output, run)
 
 
-def export(trained: Trained, output: str | Path) -> Path:
-    """Writes the folder; see `export_checkpoint`."""
+def export(loaded: LoadedEncoder, output: str | Path, run: dict | None = None) -> Path:
+    """Exports any encoder; arguments, result and errors as `export_checkpoint`.
+
+    Args:
+        run: what its training recorded; the model card tells its numbers.
+    """
     output = Path(output).absolute()
     _refuse_foreign(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        _write_all(trained, temporary)
+        _write_all(loaded, run or {}, temporary)
         _write_manifest(temporary)
         temporary.chmod(0o755)
         _replace(temporary, output)
@@ -82,22 +71,23 @@ def export(trained: Trained, output: str | Path) -> Path:
     return output
 
 
-def _write_all(trained: Trained, folder: Path) -> None:
-    config, tokens = trained.config, trained.config.tokens
-    state = {f"encoder.{name}": value for name, value in names.to_torch(trained.params).items()}
+def _write_all(loaded: LoadedEncoder, run: dict, folder: Path) -> None:
+    config = loaded.config
+    params = nnx.to_pure_dict(nnx.state(loaded.encoder, nnx.Param))
+    state = {f"encoder.{name}": value for name, value in names.to_torch(params).items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     _dump(folder / "config.json", model_config(config))
-    _dump(folder / "preprocessor_config.json", preprocessor_config(trained.spec, config))
+    _dump(folder / "preprocessor_config.json", preprocessor_config(loaded.spec, config))
     for template in sorted(TEMPLATES.glob("*.py")):
         shutil.copyfile(template, folder / template.name)
     for name in ("preprocess.py", "signals.py"):
         shutil.copyfile(Path(data_pipelines.__file__).parent / name, folder / name)
-    if trained.tokenizer_json:
-        (folder / "tokenizer.json").write_text(trained.tokenizer_json, encoding="utf-8")
-    cases = golden.cases(tokens, config.data.window.seconds)
-    np.savez(folder / "golden.npz", **golden.arrays(cases, _encoder(trained), tokens, trained.spec))
+    if loaded.tokenizer_json:
+        (folder / "tokenizer.json").write_text(loaded.tokenizer_json, encoding="utf-8")
+    cases = golden.cases(config.tokens, config.data.window)
+    np.savez(folder / "golden.npz", **golden.arrays(cases, _in_float32(loaded, params)))
     parameters = sum(v.size for v in state.values())
-    (folder / "README.md").write_text(card.text(config, trained.spec, trained.run, parameters), encoding="utf-8")
+    (folder / "README.md").write_text(card.text(config, loaded.spec, run, parameters), encoding="utf-8")
 
 
 def model_config(config: Config) -> dict:
@@ -111,6 +101,7 @@ def model_config(config: Config) -> dict:
         "tokens": dataclasses.asdict(config.tokens),
         "channels": [CHANNELS[i].name for i in Vocabulary.of(config.tokens).channels],
         "window_seconds": config.data.window.seconds,
+        "minimum_seconds": config.data.window.minimum_seconds,
     }
 
 
@@ -128,24 +119,11 @@ def preprocessor_config(spec: Spec, config: Config) -> dict:
     }
 
 
-def _encoder(trained: Trained) -> Encoder:
-    sizes = dataclasses.replace(trained.config.encoder, compute="float32", remat="none")
-    abstract = nnx.eval_shape(lambda: Encoder(sizes, trained.config.tokens, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(abstract)
-    nnx.replace_by_pure_dict(state, trained.params)
-    return nnx.merge(graph, state)
-
-
-def _spec_of(run: dict, path) -> Spec:
-    try:
-        return Spec.from_dict(run["preprocessing"])
-    except (KeyError, TypeError) as error:
-        raise BadInput(
-            str(path),
-            "a checkpoint without a preprocessing that this version can read",
-            "the spec that its store was made with",
-            "export with the version that trained it",
-        ) from error
+def _in_float32(loaded: LoadedEncoder, params: dict) -> LoadedEncoder:
+    sizes = dataclasses.replace(loaded.config.encoder, compute="float32", remat="none")
+    config = dataclasses.replace(loaded.config, encoder=sizes)
+    encoder = encoding.with_params(lambda: Encoder(sizes, config.tokens, rngs=nnx.Rngs(0)), params, "encoder")
+    return LoadedEncoder(config, encoder, loaded.spec, loaded.tokenizer_json, loaded.provenance)
 
 
 def _dump(path: Path, values: dict) -> None:

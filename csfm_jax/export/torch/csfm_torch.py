@@ -90,10 +90,10 @@ from torch import nn  # noqa: E402
 
 try:
     from .preprocess import Spec, normalise, prepare, tokens
-    from .signals import CHANNEL_ID, CHANNELS, CLS, MODALITIES, PAD, TEXT, modality_of, standard_name
+    from .signals import CHANNEL_ID, CHANNELS, CLS, PAD, TEXT, modality_of
 except ImportError:
     from preprocess import Spec, normalise, prepare, tokens
-    from signals import CHANNEL_ID, CHANNELS, CLS, MODALITIES, PAD, TEXT, modality_of, standard_name
+    from signals import CHANNEL_ID, CHANNELS, CLS, PAD, TEXT, modality_of
 
 
 @dataclass
@@ -366,16 +366,27 @@ class CSFMEncoder(nn.Module):
         if not usable:
             fate = "; ".join(f"{r['name']}: {r.get('reason', 'not known to the model')}" for r in made.report)
             raise Refused(f"signal: found no channel that can be used ({fate}); expected one; check names and units")
-        seconds = self.config_dict["window_seconds"]
-        windows = []
-        for i in range(max(1, int(made.seconds / seconds + 1e-6))):
-            cut = [(c, x, modality_of(c).rate) for c, x in usable]
-            cut = [(c, x[round(i * seconds * r) :][: round(seconds * r)]) for c, x, r in cut]
-            windows.append([(c, normalise(x, self.spec.epsilon)) for c, x in cut])
-        words = None if text is None else [list(text)] * len(windows)
+        windows = self._windows(usable, made.seconds)
+        words = None if text is None else [list(text)[: self.text_length]] * len(windows)
         result = self(*self.tokenise(windows, words))
         result.report = made.report
         return result
+
+    def _windows(self, usable, seconds):
+        """Consecutive windows of all channels, normalised; a last part shorter than a window only if it is all."""
+        longest, least = self.config_dict["window_seconds"], self.config_dict["minimum_seconds"]
+        if seconds < least:
+            raise Refused(f"signal: found {seconds:g} s; expected {least:g} s or more; give a longer stretch")
+        length, windows = min(longest, seconds), []
+        for i in range(max(1, int(seconds / longest + 1e-6))):
+            window = []
+            for channel, samples in usable:
+                rate = modality_of(channel).rate
+                first = int(i * length * rate + 0.5)
+                cut = samples[first : first + int(np.floor(length * rate + 0.5))]
+                window.append((channel, normalise(cut, self.spec.epsilon)))
+            windows.append(window)
+        return windows
 
 
 def _projection(patch, width):
@@ -423,11 +434,15 @@ def selfcheck(folder):
             text = [int(t) for t in case["text"]] or None
             units, channels = case["units"].tolist(), case["channels"].tolist()
             out = encoder.embed(case["signal"], float(case["rate"]), channels, units, text=text)
-            same = [np.array_equal(getattr(out, f).cpu().numpy(), case[f"{f}_out"]) for f in ("channel", "time")]
-            pairs = [(getattr(out, f).cpu().numpy(), case[f]) for f in ("pooled", "tokens")]
-            same += [a.shape == b.shape for a, b in pairs]
-            differences[name] = max(float(np.abs(a - b).max()) for a, b in pairs) if all(same) else float("inf")
+            there = out.channel > 0
+            found = {"pooled": out.pooled, "tokens": out.tokens[there]}
+            found |= {"channel_out": out.channel[there], "time_out": out.time[there]}
+            differences[name] = max(_difference(value.cpu().numpy(), case[field]) for field, value in found.items())
     return differences
+
+
+def _difference(a, b):
+    return float(np.abs(a - b).max()) if a.shape == b.shape and np.isfinite(a).all() else float("inf")
 
 
 def main():

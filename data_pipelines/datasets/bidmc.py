@@ -15,7 +15,9 @@ class BIDMC(Source):
     name = "bidmc"
     mains = 60.0
     licence = "ODC-BY 1.0"
-    citation = "Pimentel MAF, et al. Toward a Robust Estimation of Respiratory Rate From Pulse Oximeters. IEEE TBME 64(8), 2016."
+    citation = (
+        "Pimentel MAF, et al. Toward a Robust Estimation of Respiratory Rate From Pulse Oximeters. IEEE TBME 2016."
+    )
 
     @staticmethod
     def recognises(folder: Path) -> bool:

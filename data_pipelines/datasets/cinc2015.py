@@ -1,4 +1,4 @@
-"""PhysioNet/CinC Challenge 2015: five minutes of ECG, PPG and pressure before an ICU arrhythmia alarm, true or false."""
+"""PhysioNet/CinC Challenge 2015: five minutes of ECG, PPG and pressure before an ICU alarm, true or false."""
 
 import re
 from pathlib import Path
@@ -34,5 +34,7 @@ class CinC2015(Source):
 
     def labels(self, entry: Entry, header: Header) -> dict[str, float]:
         labels = {f"alarm/{kind}": 1.0 if kind in header.comments else 0.0 for kind in ALARMS}
-        truth = {"True alarm": 1.0, "False alarm": 0.0}
-        return labels | {"true_alarm": truth[comment] for comment in header.comments if comment in truth}
+        for comment, truth in (("True alarm", 1.0), ("False alarm", 0.0)):
+            if comment in header.comments:
+                labels["true_alarm"] = truth
+        return labels

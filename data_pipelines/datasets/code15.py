@@ -12,7 +12,7 @@ class CODE15(Source):
     name = "code15"
     mains = 60.0
     licence = "CC BY 4.0"
-    citation = "Ribeiro AH, et al. Automatic diagnosis of the 12-lead ECG using a deep neural network. Nat Commun 11:1760, 2020."
+    citation = "Ribeiro AH, et al. CODE-15%: a large scale annotated dataset of 12-lead ECGs. Zenodo 4916206, 2021."
     columns = ("record", "patient id", "chagas label")
 
     @staticmethod

@@ -17,8 +17,8 @@ class PTBXL(Source):
     """The dataset as published on PhysioNet: `ptbxl_database.csv`, `scp_statements.csv`, `records500/`.
 
     Folds 1-8 train, 9 validates, 10 tests (Wagner et al. 2020, "Usage Notes"). A code counts as present whatever its
-    likelihood, as in the authors' example and in Strodthoff et al. 2021: form and rhythm codes carry likelihood 0. Where
-    no diagnostic code is present the superclasses are not labelled (NaN): the benchmark leaves these records out.
+    likelihood, as in the authors' example and in Strodthoff et al. 2021: form and rhythm codes carry likelihood 0.
+    Where no diagnostic code is present the superclasses are not labelled (NaN): the benchmark leaves these records out.
     Sex: 0 male, 1 female. Age: 90 stands for "over 89".
     """
 

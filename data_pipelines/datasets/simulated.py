@@ -225,4 +225,5 @@ def _pulse_shape() -> np.ndarray:
     )  # fmt: skip
     start = 2 * _TEMPLATE_RATE + int(np.argmin(pulse[2 * _TEMPLATE_RATE : 3 * _TEMPLATE_RATE]))
     shape = pulse[start : start + _TEMPLATE_RATE]
+    shape = shape - np.linspace(shape[0], shape[-1], len(shape))  # ends where the next pulse begins
     return (shape - shape.min()) / (shape.max() - shape.min())

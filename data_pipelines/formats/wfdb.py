@@ -6,6 +6,7 @@ package does neither, and takes twenty times as long, nearly all of it for the h
 """
 
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ _OWN = (16, 24, 32, 61, 212)  # 61 too: wfdb 4.3.1 fails on it unless it may sca
 _FLAC = (508, 516, 524)
 # FLAC's densest frame: a constant block of 65,535 samples in 14 bytes
 _FLAC_SAMPLES_PER_BYTE = 65535 / 14
-_MOST_GAP = 1 << 28  # samples of a multi-segment record that no segment holds: 24 days at 125 Hz
+_MOST_GAP = 1 << 28  # samples of a multi-segment record that no segment holds: 1 GiB of NaN
 
 
 def read(path: str | Path) -> Recording:
@@ -38,7 +39,8 @@ def read(path: str | Path) -> Recording:
         samples per frame keep their own rate. Labels are those of the header's comments.
 
     Raises:
-        BadInput: see `wfdb_header.parse_header`; also a missing or short signal file, an unknown format, a wrong checksum.
+        BadInput: see `wfdb_header.parse_header`; also a missing or short signal file, an unknown format, a wrong
+            checksum.
     """
     return read_with_header(Path(path))[1]
 
@@ -47,7 +49,7 @@ def read_with_header(path: Path) -> tuple[Header, Recording]:
     """As `read`, for datasets that keep more in the header's comments than its labels."""
     header = read_header(path)
     channels = _segments(header) if header.segments else _channels(header)
-    if not channels:
+    if not any(len(channel.signal) for channel in channels):
         raise BadInput(path, "no signal with samples", "at least one", "leave the record out")
     recording = Recording(channels, subject=header.record, study=header.record, source="wfdb", labels=header.labels())
     return header, recording
@@ -61,29 +63,33 @@ def _channels(header: Header) -> tuple[Channel, ...]:
     channels: dict[int, Channel] = {}
     for members in files.values():
         signals = [header.signals[i] for i in members]
-        frames = _frames(header, signals)
-        decode = _decode if signals[0].format in _OWN else _decode_by_library
-        digital = decode(header, members, signals, frames)
-        for signal, samples in zip(signals, digital):
-            _verify(header, signal, samples)
+        file = header.path.with_name(signals[0].file)
+        frames = _frames(header, file, signals)
+        if signals[0].format in _OWN:
+            digital = _decode(file, signals, frames)
+        else:
+            digital = _decode_by_library(header, file, members, frames)
+        _verify(file, signals, digital)
         for i, signal, samples in zip(members, signals, _physical(signals, digital)):
             channels[i] = Channel(signal.name, header.rate * signal.samples_per_frame, signal.unit, samples)
     return tuple(channels[i] for i in sorted(channels))
 
 
-def _frames(header: Header, signals: list[Signal]) -> int:
+def _frames(header: Header, file: Path, signals: list[Signal]) -> int:
     """How many frames to read of one signal file: the declared number, if the file is long enough for it."""
-    first, file = signals[0], header.path.with_name(signals[0].file)
+    first = signals[0]
     if first.format not in _FORMATS or any(s.format != first.format or s.offset != first.offset for s in signals):
         raise BadInput(
             file, "an unknown storage format, or several in one file", f"one of {sorted(_FORMATS)}", "convert it"
         )
     try:
-        size = os.stat(file).st_size
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError
     except OSError:
         remedy = "complete the copy of the dataset, or leave the record out"
         raise BadInput(file, "no such file", f"the signal file that {header.path.name} names", remedy) from None
-    flac = first.format in _FLAC
+    size, flac = status.st_size, first.format in _FLAC
     per_sample = 1 / _FLAC_SAMPLES_PER_BYTE if flac else _FORMATS[first.format][0]
     per_frame = per_sample * sum(s.samples_per_frame for s in signals)
     # the offset of a FLAC file counts samples, not bytes
@@ -95,16 +101,16 @@ def _frames(header: Header, signals: list[Signal]) -> int:
     return frames
 
 
-def _decode(header: Header, members: list[int], signals: list[Signal], frames: int) -> list[np.ndarray]:
-    """The digital samples of one signal file, [frames * samples per frame] each, as views of one array."""
+def _decode(file: Path, signals: list[Signal], frames: int) -> list[np.ndarray] | np.ndarray:
+    """The digital samples of one signal file: [signals, frames], or a list where signals differ in rate."""
     width, form = sum(s.samples_per_frame for s in signals), signals[0].format
     count = frames * width
-    file = header.path.with_name(signals[0].file)
-    dtype, items = {
-        16: ("<i2", count), 61: (">i2", count), 32: ("<i4", count), 24: ("u1", 3 * count), 212: ("u1", (3 * count + 1) // 2)
-    }[form]  # fmt: skip
-    with open(file, "rb", buffering=0) as opened:
-        raw = np.fromfile(opened, dtype, items, offset=signals[0].offset)
+    dtype = {16: "<i2", 61: ">i2", 32: "<i4"}.get(form, "u1")
+    items = {24: 3 * count, 212: (3 * count + 1) // 2}.get(form, count)
+    try:
+        raw = np.fromfile(file, dtype, items, offset=signals[0].offset)
+    except OSError as error:
+        raise BadInput(file, f"a file that cannot be read ({error.strerror})", "a signal file", "check it") from None
     if len(raw) != items:
         raise BadInput(file, "a file that shrank while it was read", f"{items} items", "read it again")
     if form == 24:
@@ -113,7 +119,7 @@ def _decode(header: Header, members: list[int], signals: list[Signal], frames: i
         raw = _from_212(raw)[:count]
     table = raw.reshape(frames, width).T
     if width == len(signals):
-        return list(np.ascontiguousarray(table))
+        return np.ascontiguousarray(table)
     ends = np.cumsum([s.samples_per_frame for s in signals])
     return [table[end - s.samples_per_frame : end].T.reshape(-1) for s, end in zip(signals, ends)]
 
@@ -133,7 +139,7 @@ def _from_212(raw: np.ndarray) -> np.ndarray:
     return pairs.reshape(-1) << 4 >> 4  # the shift left drops into the sign bit, the shift right extends it
 
 
-def _decode_by_library(header: Header, members: list[int], signals: list[Signal], frames: int) -> list[np.ndarray]:
+def _decode_by_library(header: Header, file: Path, members: list[int], frames: int) -> list[np.ndarray]:
     import wfdb  # half a second, and only for the rare formats
 
     try:
@@ -145,60 +151,75 @@ def _decode_by_library(header: Header, members: list[int], signals: list[Signal]
     except Exception as error:  # its reader and the FLAC library raise whatever comes to hand
         found = f"samples that the wfdb package cannot decode ({type(error).__name__})"
         remedy = "replace the file by the dataset's original"
-        raise BadInput(header.path.with_name(signals[0].file), found, f"format {signals[0].format}", remedy) from None
+        raise BadInput(file, found, f"format {header.signals[members[0]].format}", remedy) from None
     return record.e_d_signal
 
 
-def _verify(header: Header, signal: Signal, samples: np.ndarray) -> None:
-    if signal.checksum is not None and (int(samples.sum(dtype=np.int64)) - signal.checksum) & 0xFFFF:
-        raise BadInput(
-            header.path.with_name(signal.file),
-            f"samples of channel {signal.name} that do not add up to the header's checksum",
-            "the samples that the header was written for",
-            "replace the file by the dataset's original, or leave the record out",
-        )
+def _verify(file: Path, signals: list[Signal], digital: list[np.ndarray] | np.ndarray) -> None:
+    # summed in the samples' own type: it wraps at a multiple of 65,536, as the checksum does
+    if isinstance(digital, np.ndarray):
+        sums = digital.sum(axis=1, dtype=digital.dtype.type)
+    else:
+        sums = [samples.sum(dtype=samples.dtype.type) for samples in digital]
+    for signal, total in zip(signals, sums):
+        if signal.checksum is not None and (int(total) - signal.checksum) & 0xFFFF:
+            raise BadInput(
+                file,
+                f"samples of channel {signal.name} that do not add up to the header's checksum",
+                "the samples that the header was written for",
+                "replace the file by the dataset's original, or leave the record out",
+            )
 
 
-def _physical(signals: list[Signal], digital: list[np.ndarray]) -> list[np.ndarray]:
-    """(digital - baseline) / gain, rounded once to float32; NaN for missing samples and beyond a skewed signal's end."""
-    physical = []
-    for signal, samples in zip(signals, digital):
-        # float32 division of numbers that float32 holds exactly rounds as float64 division does, at half the cost
-        exact = (
-            samples.dtype.itemsize <= 2 and abs(signal.baseline) < 1 << 23 and np.float32(signal.gain) == signal.gain
-        )
-        values = samples.astype(np.float32 if exact else np.float64)
-        if signal.baseline:
-            values -= signal.baseline
-        values /= signal.gain
-        missing = _FORMATS[signal.format][1]
-        if missing is not None and samples.min() == missing:
-            values[samples == missing] = np.nan
+def _physical(signals: list[Signal], digital: list[np.ndarray] | np.ndarray) -> list[np.ndarray]:
+    """(digital - baseline) / gain, rounded once to float32.
+
+    NaN for missing samples, and beyond the end of a skewed signal.
+    """
+    missing = _FORMATS[signals[0].format][1]
+    gains, baselines = np.array([s.gain for s in signals]), np.array([s.baseline for s in signals])
+    if isinstance(digital, np.ndarray):
+        rows = list(_scaled(digital, gains[:, None], baselines[:, None], missing))
+    else:
+        rows = [_scaled(*row, missing) for row in zip(digital, gains, baselines)]
+    for i, signal in enumerate(signals):
         if signal.skew:
-            late = min(signal.skew * signal.samples_per_frame, len(values))
-            values = np.concatenate([values[late:], np.full(late, np.nan, values.dtype)])
-        physical.append(values.astype(np.float32, copy=False))
-    return physical
+            late = min(signal.skew * signal.samples_per_frame, len(rows[i]))
+            rows[i] = np.concatenate([rows[i][late:], np.full(late, np.nan, np.float32)])
+    return rows
+
+
+def _scaled(digital: np.ndarray, gain: np.ndarray, baseline: np.ndarray, missing: int | None) -> np.ndarray:
+    # float32 division of numbers that float32 holds exactly rounds as float64 division does, at half the cost
+    single = gain.astype(np.float32)
+    exact = digital.dtype.itemsize <= 2 and (single == gain).all() and (np.abs(baseline) < 1 << 23).all()
+    values = digital.astype(np.float32 if exact else np.float64)
+    if baseline.any():
+        values -= baseline.astype(values.dtype)
+    values /= single if exact else gain
+    if missing is not None and digital.min() == missing:
+        values[digital == missing] = np.nan
+    return values.astype(np.float32, copy=False)
 
 
 def _segments(header: Header) -> tuple[Channel, ...]:
     """Joins a multi-segment record: a first segment of length 0 is the layout, whose channels are matched by name."""
     first = read_header(header.path.with_name(header.segments[0][0] + ".hea"))
     variable = header.segments[0][1] == 0
-    stored, gap = [], 0
+    stored, parts = 0, []
     for name, frames in header.segments[variable:]:
-        if name == "~":
-            gap += frames
+        if name == "~" or frames == 0:
             continue
         part = read_header(header.path.with_name(name + ".hea"))
         if part.segments or part.frames != frames or part.rate != header.rate:
             expected = f"one segment of {frames} frames at {header.rate:g} Hz, as {header.path.name} declares"
             raise BadInput(part.path, "another length or rate, or segments within a segment", expected, "replace it")
-        stored.append(part)
-    if gap > _MOST_GAP:
-        raise BadInput(header.path, f"gaps of {gap} frames", f"at most {_MOST_GAP}", "split the record")
-    parts = {part.record: _channels(part) for part in stored}
-    return _join(header, first, parts, variable)
+        parts.append((name, part))
+        stored += frames * sum(s.samples_per_frame for s in part.signals)
+    gaps = header.frames * sum(s.samples_per_frame for s in first.signals) - stored
+    if gaps > _MOST_GAP:
+        raise BadInput(header.path, f"{gaps} samples that no segment holds", f"at most {_MOST_GAP}", "split the record")
+    return _join(header, first, {name: _channels(part) for name, part in parts}, variable)
 
 
 def _join(header: Header, first: Header, parts: dict[str, tuple[Channel, ...]], variable: bool) -> tuple[Channel, ...]:

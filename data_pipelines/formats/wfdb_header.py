@@ -4,29 +4,32 @@ Format: header(5) of the WFDB Applications Guide. Names stay inside the header's
 whether the declared length fits the signal files is checked by the reader, before it allocates.
 """
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from data_pipelines.errors import BadInput
 
 _LARGEST_HEADER = 1 << 24  # bytes; a year of MIMIC segments is below one megabyte
-_NUMBER = r"\d{1,12}(?:\.\d{0,20})?|\.\d{1,20}"
-_INTEGER = r"-?\d{1,12}"
-_RECORD = re.compile(r"(?P<name>[^\s/]+)(?:/(?P<segments>\d{1,7}))?")
-_RATE = re.compile(rf"(?P<rate>{_NUMBER})(?:/-?(?:{_NUMBER})?(?:\(-?(?:{_NUMBER})\))?)?")
-_FORMAT = re.compile(r"(?P<format>\d{1,4})(?:x(?P<spf>\d{1,6}))?(?::(?P<skew>\d{1,9}))?(?:\+(?P<offset>\d{1,12}))?")
-_GAIN = re.compile(
-    rf"(?P<gain>[-+]?(?:{_NUMBER})(?:[eE][-+]?\d{{1,3}})?)(?:\((?P<baseline>{_INTEGER})\))?(?:/(?P<unit>\S*))?"
+_NUMBER = r"(?:\d{1,12}(?:\.\d{0,20})?|\.\d{1,20})"
+_RECORD = re.compile(r"(?P<name>[^\s/]+)(?:/(?P<segments>\d{1,7}))?", re.ASCII)
+_RATE = re.compile(rf"(?P<rate>{_NUMBER})(?:/-?{_NUMBER}?(?:\(-?{_NUMBER}\))?)?", re.ASCII)
+# file, format x samples per frame : skew + byte offset, gain (baseline) / unit, resolution, zero, first value,
+# checksum, block size, name: one pattern for the line, because twelve of these lines are most of the work of reading an ECG
+_SIGNAL = re.compile(
+    r"(\S+)\s+(\d{1,4})(?:x(\d{1,6}))?(?::(\d{1,9}))?(?:\+(\d{1,12}))?"
+    rf"(?:\s+([-+]?{_NUMBER}(?:[eE][-+]?\d{{1,3}})?)(?:\((-?\d{{1,12}})\))?(?:/(\S*))?"
+    r"(?:\s+(-?\d{1,12})(?:\s+(-?\d{1,12})(?:\s+(-?\d{1,12})(?:\s+(-?\d{1,12})(?:\s+(-?\d{1,12})(?:\s+(\S.*))?)?)?)?)?)?)?",
+    re.ASCII,
 )
+_WHOLE = re.compile(r"\d{1,15}", re.ASCII)
 _UNSAFE_NAME = re.compile(r"[/\\:\x00-\x20]")
 _AGE = re.compile(r"\bage\b>?\s*:\s*(\d{1,3}(?:\.\d{1,6})?)", re.IGNORECASE)
 _SEX = re.compile(r"\bsex\b>?\s*:\s*(male|female|m|f)\b", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Signal:
+class Signal(NamedTuple):
     """One signal line: where the samples are and what they mean. `checksum` is None where the header gives none."""
 
     file: str
@@ -68,7 +71,7 @@ class Header:
         return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
     def labels(self) -> dict[str, float]:
-        """Age in years, sex (0 male, 1 female) and diagnosis codes ("dx/426783006": 1.0), as far as the comments tell."""
+        """Age in years, sex (0 male, 1 female), codes ("dx/426783006": 1.0), as far as the comments tell."""
         text, labels = "\n".join(self.comments), {}
         if found := _AGE.search(text):
             labels["age"] = float(found[1])
@@ -122,7 +125,9 @@ def parse_header(content: bytes, path: Path) -> Header:
     body = lines[1 : count + 1]
     if segments is not None:
         parts = tuple(_segment_line(line, number, path) for number, line in body)
-        total = sum(length for _, length in parts)
+        total, names = sum(length for _, length in parts), [name for name, _ in parts if name != "~"]
+        if len(set(names)) < len(names):
+            raise _bad(path, number, "one segment more than once", "segments of different names")
         if frames is not None and total != frames:
             raise _bad(
                 path, number, f"segments of {total} frames together", f"the {frames} that the record line declares"
@@ -138,7 +143,7 @@ def _bad(path: Path, line: int, found: str, expected: str) -> BadInput:
 def _record_line(line: str, number: int, path: Path) -> tuple[str, int | None, int, float, int | None]:
     words = line.split()
     name, expected = _RECORD.fullmatch(words[0]), "a record line: name, number of signals, rate, length"
-    if not name or len(words) < 2 or not re.fullmatch(r"\d{1,6}", words[1], re.ASCII):
+    if not name or len(words) < 2 or not _WHOLE.fullmatch(words[1]):
         raise _bad(path, number, "something else", expected)
     rate, frames = 250.0, None
     if len(words) > 2:
@@ -147,7 +152,7 @@ def _record_line(line: str, number: int, path: Path) -> tuple[str, int | None, i
             raise _bad(path, number, "a sampling rate that is no positive number", expected)
         rate = float(match["rate"])
     if len(words) > 3:
-        if not re.fullmatch(r"\d{1,15}", words[3], re.ASCII):
+        if not _WHOLE.fullmatch(words[3]):
             raise _bad(path, number, "a length that is no whole number", expected)
         frames = int(words[3]) or None
     segments = int(name["segments"]) if name["segments"] is not None else None
@@ -165,7 +170,7 @@ def safe_name(name: str) -> bool:
 
 def _segment_line(line: str, number: int, path: Path) -> tuple[str, int]:
     words = line.split()
-    if len(words) < 2 or not re.fullmatch(r"\d{1,15}", words[1], re.ASCII):
+    if len(words) < 2 or not _WHOLE.fullmatch(words[1]):
         raise _bad(path, number, "something else", "a segment line: name and length")
     if not safe_name(words[0]):
         raise _bad(path, number, "a segment outside the header's folder", "a plain record name")
@@ -173,25 +178,28 @@ def _segment_line(line: str, number: int, path: Path) -> tuple[str, int]:
 
 
 def _signal_line(number: int, line: str, path: Path) -> Signal:
-    words, expected = line.split(None, 8), "a signal line: file, format, gain, resolution, zero, first value, checksum"
-    if not safe_name(words[0]):
+    expected = "a signal line: file, format, gain, resolution, zero, first value, checksum, block size, name"
+    match = _SIGNAL.fullmatch(line)
+    if not safe_name(match[1] if match else line.split(None, 1)[0]):
         raise _bad(path, number, "a signal file outside the header's folder", "a plain file name")
-    layout = _FORMAT.fullmatch(words[1]) if len(words) > 1 else None
-    gain = _GAIN.fullmatch(words[2] if len(words) > 2 else "200")
-    if not layout or not gain:
+    if not match:
         raise _bad(path, number, "something else", expected)
-    numbers = words[3:8]
-    if not all(re.fullmatch(_INTEGER, word, re.ASCII) for word in numbers):
-        raise _bad(path, number, "a field that is no whole number", expected)
-    zero = int(numbers[1]) if len(numbers) > 1 else 0
-    scale = float(gain["gain"]) or 200.0  # header(5): a gain of zero means "not calibrated", to be taken as 200
-    if not math.isfinite(scale) or not 1e-30 < abs(scale) < 1e30:
+    file, form, spf, skew, offset, gain, baseline, unit, _, zero, _, checksum, _, name = match.groups()
+    # header(5): a gain of zero means "not calibrated", to be taken as 200; a baseline left out is the ADC's zero
+    scale = float(gain or 0) or 200.0
+    if not 1e-30 < abs(scale) < 1e30:
         raise _bad(path, number, "a gain beyond what float32 holds", expected)
-    spf = int(layout["spf"] or 1)
-    if spf == 0:
+    if spf and not int(spf):
         raise _bad(path, number, "zero samples per frame", "at least one")
     return Signal(
-        file=words[0], format=int(layout["format"]), samples_per_frame=spf, skew=int(layout["skew"] or 0),
-        offset=int(layout["offset"] or 0), gain=scale, baseline=int(gain["baseline"] or zero), unit=gain["unit"] or "mV",
-        checksum=int(numbers[3]) if len(numbers) > 3 else None, name=words[8].strip() if len(words) > 8 else "",
-    )  # fmt: skip
+        file,
+        int(form),
+        int(spf or 1),
+        int(skew or 0),
+        int(offset or 0),
+        scale,
+        int(baseline or zero or 0),
+        unit or "mV",
+        int(checksum) if checksum else None,
+        name or "",
+    )

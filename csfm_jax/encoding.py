@@ -95,6 +95,11 @@ class LoadedEncoder:
         """D, the length of an embedding."""
         return self.config.encoder.width
 
+    @property
+    def pooling(self) -> str:
+        """What a window's vector is: "cls" or "mean" (of its tokens)."""
+        return self.config.encoder.pooling
+
     def embed(
         self,
         signal: np.ndarray | Sequence[np.ndarray] | Recording,
@@ -383,6 +388,16 @@ def random_encoder(config: Config, seed: int = 0, spec: preprocess.Spec | None =
     """
     encoder = Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(seed))
     return LoadedEncoder(config, encoder, spec or preprocess.get_spec("csfm-jax"), None, {"seed": seed})
+
+
+def trained_subjects(step: str | Path) -> set[bytes] | None:
+    """Hashed subjects that a checkpoint's run was trained on; None where its work directory is not around it.
+
+    Args:
+        step: a step's folder, WORKDIR/checkpoints/STEP.
+    """
+    listed = Path(step).parent.parent / "subjects.txt"
+    return set(listed.read_bytes().split()) if listed.is_file() else None
 
 
 def with_params(build, params: dict, where: str) -> nnx.Module:

@@ -40,6 +40,12 @@ class Recordings:
                 labels[name][here] = values[recording[here]]
         return cls(subject, split, labels)
 
+    @classmethod
+    def whole(cls, stores) -> "Recordings":
+        """Every recording of the stores, in order."""
+        sizes = [len(s.index) for s in stores]
+        return cls.of(stores, np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(n) for n in sizes]))
+
 
 @dataclass(frozen=True)
 class Group:

@@ -1,0 +1,174 @@
+"""Embeddings of many recordings, batched and packed, to Parquet: recording, start (s) and embedding of every window.
+
+INPUT is a recording, a folder of recordings or of known datasets, or prepared stores. A recording is named by its path
+within INPUT, or by its study's hash in a store. One that cannot be used does not stop the run: it is listed with the
+reason in OUTPUT.quarantine.jsonl.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.errors import BadInput
+
+_POOL = 4  # batches' worth of windows that are packed together: fills rows well, and bounds memory
+
+
+def arguments(parser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="work directory, its checkpoints folder, or one step")
+    parser.add_argument("--input", required=True, help="a recording, a folder of them, or prepared stores")
+    parser.add_argument("--output", required=True, help="the Parquet file to write")
+    parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
+
+
+def run(args) -> None:
+    from csfm_jax.encoding import load
+
+    target = Path(args.output)
+    if target.suffix != ".parquet":
+        raise BadInput("--output", "a name that does not end in .parquet", "one that does", "choose such a name")
+    inside = Path(args.input.split(",")[0])
+    prepared = (inside / "manifest.json").is_file() or next(inside.glob("*/manifest.json"), None) is not None
+    refused: list[dict] = []
+    encoder = load(args.checkpoint)
+    tables = from_stores(encoder, args.input, args.verify) if prepared else from_files(encoder, args.input, refused)
+    try:
+        written = write(tables, encoder, target)
+    finally:
+        _write_quarantine(refused, target)
+    print(f"wrote {written} windows to {target}")
+
+
+def _write_quarantine(refused: list[dict], target: Path) -> None:
+    listed = target.with_name(target.name + ".quarantine.jsonl")
+    listed.unlink(missing_ok=True)  # of an earlier run
+    if refused:
+        listed.write_text("".join(json.dumps(entry) + "\n" for entry in refused), encoding="utf-8")
+        print(f"{len(refused)} recordings or windows could not be used; reasons in {listed}")
+
+
+# A table: recording names [n], starts [n] float32, embeddings [n, D] float32
+Table = tuple[list[str], np.ndarray, np.ndarray]
+
+
+def from_files(encoder, where: str, refused: list[dict]) -> Iterator[Table]:
+    """Embeds recordings as they are read.
+
+    Args:
+        encoder: a `LoadedEncoder`. where: a recording or a folder.
+        refused: gets {"recording", "reason"} of every recording that cannot be used.
+    """
+    from tqdm import tqdm
+
+    names, starts, windows, size = [], [], [], 0
+    data = encoder.config.data
+    room = _POOL * data.rows * data.row_tokens
+    listed = list(_listed(where))
+    for name, read in tqdm(listed, unit="recording", disable=None):
+        try:
+            cut = _windows(encoder, read())
+        except BadInput as error:
+            if Path(where).is_file():
+                raise
+            refused.append({"recording": name, "reason": str(error)})
+            continue
+        for window in cut:
+            names.append(name)
+            starts.append(window.start)
+            windows.append(window)
+            size += 1 + sum(len(x) for _, x in window.channels) // min(encoder.config.tokens.patch.values())
+            if size >= room:
+                yield _embedded(encoder, names, starts, windows, refused)
+                names, starts, windows, size = [], [], [], 0
+    if windows:
+        yield _embedded(encoder, names, starts, windows, refused)
+
+
+def _listed(where: str):
+    """(name, function that reads it) of every recording at a place."""
+    import data_pipelines
+    from data_pipelines.datasets import open_sources
+
+    path = Path(where)
+    if path.is_file():
+        yield path.name, lambda: data_pipelines.read(path)
+        return
+    sources = open_sources(where)
+    for source in sources:
+        for entry in source.entries():
+            name = entry.path if len(sources) == 1 else f"{source.name}/{entry.path}"
+            yield name, lambda source=source, entry=entry: source.read(entry)
+
+
+def _windows(encoder, recording) -> list:
+    from data_pipelines import preprocess
+
+    given = [(c.name, c.rate, c.unit, c.start, c.signal) for c in recording.channels]
+    return encoder.windows(preprocess.prepare(given, spec=encoder.spec, mains=recording.mains))
+
+
+def _embedded(encoder, names, starts, windows, refused) -> Table:
+    from data_pipelines.loader import pack_windows
+
+    data, tokens = encoder.config.data, encoder.config.tokens
+    shape = {"rows": data.rows, "row_tokens": data.row_tokens, "row_windows": data.row_windows}
+    pooled = np.full((len(windows), encoder.width), np.nan, np.float32)
+    there = np.zeros(len(windows), bool)
+    for ids, some in encoder.embed_batches(pack_windows([w.channels for w in windows], tokens, **shape)):
+        pooled[ids], there[ids] = some, True
+    for i in np.flatnonzero(~there):
+        refused.append({"recording": names[i], "reason": f"no valid patch in the window from {starts[i]:g} s"})
+    kept = np.flatnonzero(there)
+    return [names[i] for i in kept], np.asarray(starts, np.float32)[kept], pooled[kept]
+
+
+def from_stores(encoder, where: str, verify: str) -> Iterator[Table]:
+    """Embeds every window of prepared stores, in the order of packing; a recording is named by its study's hash."""
+    from tqdm import tqdm
+
+    from csfm_jax.evaluation.features import embed_stores
+    from csfm_jax.evaluation.protocol import SPLITS
+    from data_pipelines.store import open_stores
+
+    stores = open_stores(where, verify)
+    present = [split for i, split in enumerate(SPLITS) if any((s.index.split == i).any() for s in stores)]
+    with tqdm(unit="window", disable=None) as progress:
+        for split in present:
+            for some in embed_stores(encoder, stores, split):
+                order = np.lexsort((some.start, some.recording, some.store))
+                rows = [(stores[some.store[i]].index.study[some.recording[i]]).decode() for i in order]
+                progress.update(len(rows))
+                yield rows, some.start[order], some.pooled[order]
+
+
+def write(tables: Iterator[Table], encoder, target: Path) -> int:
+    """Writes tables as row groups of one Parquet file, whole or not at all; returns the number of rows.
+
+    Raises:
+        BadInput: no table holds a row, so that there is nothing to write.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    about = {"csfm": json.dumps({**encoder.provenance, "preprocessing": str(encoder.spec), "pooling": encoder.pooling})}
+    columns = {"recording": pa.string(), "start": pa.float32(), "embedding": pa.list_(pa.float32())}
+    schema = pa.schema(list(columns.items()), metadata=about)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    written = 0
+    try:
+        with pq.ParquetWriter(partial, schema) as writer:
+            for names, starts, pooled in tables:
+                offsets = np.arange(len(names) + 1, dtype=np.int32) * pooled.shape[1]
+                embedding = pa.ListArray.from_arrays(offsets, pooled.ravel())
+                writer.write_table(pa.table([pa.array(names, pa.string()), starts, embedding], schema=schema))
+                written += len(names)
+        if not written:
+            raise BadInput("--input", "no recording that can be used", "at least one", "see the quarantine list")
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written

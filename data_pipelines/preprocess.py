@@ -3,7 +3,7 @@
 NumPy, SciPy and `signals.py` only: the file is shipped verbatim beside the exported PyTorch model.
 
 Steps, in order: unit conversion; invalid spans found (NaN, infinite, flat, beyond any int16 value) and bridged by
-straight lines, only so that filters do not ring; odd reflection at both ends; anti-aliased rational resampling that
+straight lines, only so that filters do not ring; even reflection at both ends; anti-aliased rational resampling that
 keeps sample times exact; zero-phase Butterworth band and mains notches; for sensors without a physical scale, division
 by the robust standard deviation of the valid filtered samples; quantisation with the modality's fixed step; invalid
 spans, widened a little, marked again. The z-score comes later, on the window that is read (`normalise`).
@@ -212,7 +212,7 @@ def prepare(channels: Sequence[tuple], *, spec: Spec, mains: float | None = None
     ends = [start + len(signal) / rate for _, rate, _, start, signal in channels if rate > 0]
     milliseconds = int(max(ends, default=0.0) * 1000 + 1e-6)
     made: dict[int, np.ndarray] = {}
-    for (rule, rate, start, _), rows in groups.items():
+    for rule, rate, start, rows in _bounded(groups):
         x = np.stack([np.asarray(channels[i][4], np.float64) * reports[i].pop("factor") for i in rows])
         samples, done, reasons = _prepare_group(x, rate, start, milliseconds * rule.rate // 1000, rule, spec, mains)
         for row, i in enumerate(rows):
@@ -224,6 +224,14 @@ def prepare(channels: Sequence[tuple], *, spec: Spec, mains: float | None = None
             made[CHANNEL_ID[reports[i]["channel"]]] = samples[row]
     ids = sorted(made)
     return PreparedRecording(np.array(ids, np.int32), [made[i] for i in ids], milliseconds / 1000, reports)
+
+
+def _bounded(groups):
+    """Groups of rows small enough to filter together: thirty channels of a night do not fit into memory at once."""
+    for (rule, rate, start, samples), rows in groups.items():
+        most = max(1, 2**23 // samples)
+        for i in range(0, len(rows), most):
+            yield rule, rate, start, rows[i : i + most]
 
 
 _TO_MICROVOLT = {"v": 1e6, "mv": 1e3, "uv": 1.0, "µv": 1.0, "μv": 1.0, "nv": 1e-3}
@@ -277,7 +285,7 @@ def _prepare_group(x, rate, start, length, rule, spec, mains):
     need = spec.shortest_seconds * rate
     reasons = [None if good >= need else "flat or invalid throughout" for good in (~bad).sum(axis=1)]
     _bridge(x, bad)
-    first = int(np.ceil(start * rule.rate - 1e-6))  # canonical sample at or after the channel's first one
+    first = max(0, int(np.ceil(start * rule.rate - 1e-6)))  # canonical sample at or after the channel's first one
     count = min(length, int((start + x.shape[1] / rate) * rule.rate + 1e-6)) - first
     offset = first / rule.rate - start  # of that sample, in seconds after the channel's first one
     if count <= 0:
@@ -339,9 +347,9 @@ def _runs(same: np.ndarray, least: int) -> np.ndarray:
     steps = np.diff(edges, axis=1).ravel()
     begins, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
     marked = np.zeros(rows * (n + 1), bool)
-    for begin, end in zip(begins, ends):
-        if end - begin >= least:
-            marked[begin : end + 1] = True
+    long = ends - begins >= least  # most runs are two equal samples of a coarse converter
+    for begin, end in zip(begins[long], ends[long]):
+        marked[begin : end + 1] = True
     return marked.reshape(rows, n + 1)
 
 
@@ -372,9 +380,15 @@ def _filtered(x, rate, offset, count, rule, spec, mains, done):
     """[C, n] at `rate` -> [C, count] at the rule's rate, the first sample `offset` seconds after x's first one."""
     sections, named = _sections(rule, spec, min(rate, rule.rate), mains)
     done += named
-    edge = max(spec.edge_seconds, spec.edge_periods / rule.low if rule.low else 0.0)
+    if rule.low:  # an offset of any size, or the step at the padding's end would be felt
+        x = x - x.mean(axis=1, keepdims=True)
+    kernel = (spec.kernel_lobes + 1) / min(rate, rule.rate)
+    edge = max(spec.edge_seconds, kernel, spec.edge_periods / rule.low if rule.low else 0.0)
     pad = int(np.ceil(edge * rate))
-    x = np.pad(x, ((0, 0), (pad, pad)), mode="reflect", reflect_type="odd")
+    # Even, not SciPy's odd reflection: odd pins the ends to zero after a high-pass. On 10-s crops of real recordings
+    # the error of the first and last half second, against filtering the whole, is 0.11 of a deviation instead of 0.19
+    # to 0.27 (ECG) and 0.18 instead of 0.54 (PPG).
+    x = np.pad(x, ((0, 0), (pad, pad)), mode="reflect")
     before = int(edge * rule.rate)
     x = resample(x, rate, rule.rate, pad / rate + offset - before / rule.rate, count + 2 * before, spec)
     if len(sections):

@@ -67,9 +67,11 @@ def file_sha256(path: Path) -> str:
 
 def manifest_bytes(manifest: dict) -> bytes:
     """The one way a manifest is written: with its own digest, so that any other byte is refused."""
-    body = {k: v for k, v in manifest.items() if k != "digest"}
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**body, "digest": digest}, sort_keys=True, indent=1) + "\n").encode()
+    lines = [f"{json.dumps(k)}: {json.dumps(manifest[k], sort_keys=True)}" for k in sorted(manifest) if k != "digest"]
+    body = ",\n".join(lines)
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    return f'{{\n{body},\n"digest": "{digest}"\n}}\n'.encode()
+
 
 
 def record_count(path: Path) -> int:

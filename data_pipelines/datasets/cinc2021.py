@@ -1,5 +1,6 @@
 """PhysioNet/CinC Challenges 2020 and 2021: twelve-lead ECGs of several hospitals with SNOMED CT codes."""
 
+import re
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ class CinC2021(Source):
         return (folder / _MAPPINGS[0]).is_file()
 
     def entries(self) -> list[Entry]:
-        headers = (path for path in self.root.rglob("*.hea") if not path.name.startswith("HR"))
+        headers = (path for path in self.root.rglob("*.hea") if not re.fullmatch(r"HR\d+", path.stem))
         entries = [Entry(path.stem, path.stem, "", path.relative_to(self.root).as_posix()) for path in headers]
         return sorted_entries(entries, self.root)
 

@@ -45,7 +45,7 @@ class PTBXL(Source):
         return {row[self._file]: row for row in read_table(self.root / self.table, self.columns)}
 
     @cached_property
-    def _superclass(self) -> dict[str, str]:
+    def _codes(self) -> dict[str, str]:
         """Every SCP code -> its diagnostic superclass, "" for form and rhythm codes."""
         path = self.root / "scp_statements.csv"
         rows = read_table(path, ("", "diagnostic", "diagnostic_class"))
@@ -54,6 +54,7 @@ class PTBXL(Source):
     def entries(self) -> list[Entry]:
         folds = {str(fold): "train" for fold in range(1, 9)} | {"9": "validation", "10": "test"}
         entries = []
+        self._codes  # noqa: B018  # a missing table of codes stops the source, not every single recording
         for file, row in self._rows.items():
             patient, fold = _number(row["patient_id"]), row["strat_fold"].removesuffix(".0")
             if math.isnan(patient) or fold not in folds or not row["ecg_id"].strip().isdecimal():
@@ -65,8 +66,8 @@ class PTBXL(Source):
     def labels(self, entry: Entry, header: Header) -> dict[str, float]:
         row = self._row(entry)
         codes = _literal(row["scp_codes"], self.root / self.table)
-        superclasses = {self._superclass[code] for code in codes if self._superclass.get(code)}
-        present = {f"scp/{code}": float(code in codes) for code in self._superclass}
+        superclasses = {self._codes[code] for code in codes if self._codes.get(code)}
+        present = {f"scp/{code}": float(code in codes) for code in self._codes}
         return _person(row) | _superclass_labels(superclasses) | present
 
     def report(self, entry: Entry) -> str | None:
@@ -98,8 +99,9 @@ class PTBXLExtra(PTBXL):
         return {"diagnostic_superclass", "filename_hr"} <= set(table_columns(folder / "records.csv"))
 
     @cached_property
-    def _codes(self) -> list[str]:
-        return sorted({code for row in self._rows.values() for code in row["scp_statements"].split(";") if code})
+    def _codes(self) -> dict[str, str]:
+        codes = {code for row in self._rows.values() for code in row["scp_statements"].split(";") if code}
+        return dict.fromkeys(sorted(codes), "")
 
     def labels(self, entry: Entry, header: Header) -> dict[str, float]:
         row = self._row(entry)

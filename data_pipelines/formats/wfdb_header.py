@@ -16,7 +16,7 @@ _NUMBER = r"(?:\d{1,12}(?:\.\d{0,20})?|\.\d{1,20})"
 _RECORD = re.compile(r"(?P<name>[^\s/]+)(?:/(?P<segments>\d{1,7}))?", re.ASCII)
 _RATE = re.compile(rf"(?P<rate>{_NUMBER})(?:/-?{_NUMBER}?(?:\(-?{_NUMBER}\))?)?", re.ASCII)
 # file, format x samples per frame : skew + byte offset, gain (baseline) / unit, resolution, zero, first value,
-# checksum, block size, name: one pattern for the line, because twelve of these lines are most of the work of reading an ECG
+# checksum, block size, name: one pattern for the line, because reading an ECG is mostly reading twelve of these
 _SIGNAL = re.compile(
     r"(\S+)\s+(\d{1,4})(?:x(\d{1,6}))?(?::(\d{1,9}))?(?:\+(\d{1,12}))?"
     rf"(?:\s+([-+]?{_NUMBER}(?:[eE][-+]?\d{{1,3}})?)(?:\((-?\d{{1,12}})\))?(?:/(\S*))?"

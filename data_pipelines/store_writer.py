@@ -266,7 +266,7 @@ def _write_records(path, records) -> int:
     except RuntimeError as error:  # the C++ writer's only kind
         free = os.statvfs(path.parent)
         if "No space left" in str(error) or free.f_bavail * free.f_frsize < 1 << 22:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent.parent)) from error
         raise
     return count
 

@@ -15,6 +15,9 @@ import numpy as np
 
 from data_pipelines.errors import BadInput
 
+_TABLE = 1 << 26  # entries of a counting table at most
+_FAR = np.iinfo(np.int64).max
+
 
 @dataclass(frozen=True)
 class Templates:
@@ -126,13 +129,19 @@ def histogram(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return np.zeros((0, 3), np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint16)
     base = sizes.max(0).astype(np.int64) + 1
     key = (sizes[:, 0].astype(np.int64) * base[1] + sizes[:, 1]) * base[2] + sizes[:, 2]
-    distinct, counts = np.unique(key, return_counts=True)
+    if np.prod(base) <= _TABLE:  # counting costs a few passes where sorting costs many
+        counts = np.bincount(key)
+        distinct = np.flatnonzero(counts)
+        counts = counts[distinct]
+        table = np.zeros(distinct[-1] + 1, np.int32)
+        table[distinct] = np.arange(len(distinct))[::-1]
+        member = table[key]
+    else:
+        distinct, counts = np.unique(key, return_counts=True)
+        member = len(distinct) - 1 - np.searchsorted(distinct, key)
     distinct, counts = distinct[::-1], counts[::-1]
     classes = np.stack([distinct // (base[1] * base[2]), distinct // base[2] % base[1], distinct % base[2]], 1)
-    rank = (len(distinct) - 1 - np.searchsorted(distinct[::-1], key)).astype(
-        np.uint16 if len(distinct) <= 65536 else np.int32
-    )
-    return classes, counts, rank
+    return classes, counts, member.astype(np.uint16 if len(distinct) <= 65536 else np.int32)
 
 
 def check_sizes(classes: np.ndarray, capacities: tuple[int, int, int]) -> None:
@@ -151,56 +160,98 @@ def check_sizes(classes: np.ndarray, capacities: tuple[int, int, int]) -> None:
 
 
 def best_fit(classes: np.ndarray, counts: np.ndarray, capacities: tuple[int, int, int]) -> Templates:
-    """Longest-first best-fit on a histogram.
+    """Longest-first best-fit on a histogram; the last two windows of a row are chosen together.
 
-    Kinds of open rows are kept in arrays: what is left of T, V and S, how many rows are of the kind, and a link to
-    the kind they came from. Placing size class d takes the kind with the least room of T that still fits, puts as
-    many of the class into each of its rows as fit, and so turns those rows into another kind.
+    A row starts with the largest size that is left and goes on with the largest that fits; when two more can fill it,
+    the pair that fills it best is taken. The row is then repeated for as long as all of its sizes last, so that every
+    template uses up at least one size.
 
     Args:
-        classes: int [D, 3], largest first. counts: int [D]. capacities: (T, V, S).
+        classes: int [D, 3], distinct, largest first. counts: int [D]. capacities: (T, V, S).
     """
-    left = np.array([capacities], np.int64)
-    rows = np.array([np.iinfo(np.int64).max // 2])  # kind 0: the endless supply of empty rows
-    parent, added = [-1], [(0, 0)]
-    for d, (size, count) in enumerate(zip(classes, counts)):
-        count = int(count)
-        while count:
-            fits = np.flatnonzero((left >= size).all(1) & (rows > 0))
-            kind = fits[np.argmin(left[fits, 0])]
-            each = int(np.min(left[kind, size > 0] // size[size > 0]))
-            new = [(count // each, each)] if count >= each else []
-            if not new or (count % each and count // each < rows[kind]):
-                new.append((1, count % each))
-            new = [(min(n, int(rows[kind])), k) for n, k in new]
-            for n, k in new:
-                rows[kind] -= n
-                count -= n * k
-                parent.append(int(kind))
-                added.append((d, k))
-            left = np.concatenate([left, [left[kind] - size * k for _, k in new]])
-            rows = np.concatenate([rows, [n for n, _ in new]])
-    return _templates(classes, rows, left, parent, added, capacities)
-
-
-def _templates(classes, rows, left, parent, added, capacities) -> Templates:
-    """Follows each surviving kind of row back to the empty row to list its slots."""
-    slots, lengths = [], []
-    alive = np.flatnonzero(rows[1:] > 0) + 1
-    for kind in alive:
-        path = []
-        while kind > 0:
-            path.append(added[kind])
-            kind = parent[kind]
-        row = [d for d, k in reversed(path) for _ in range(k)]
-        slots.extend(row)
-        lengths.append(len(row))
+    stock = _Stock(classes, counts, capacities[0])
+    rows, slots, lengths, used = [], [], [], []
+    while stock.largest[-1]:
+        row = _fill_row(stock, *capacities)
+        times = 1 + min(int(stock.left[c]) // n for c, n in row.items())
+        for c, n in row.items():
+            stock.take(c, n * (times - 1))
+        rows.append(times)
+        lengths.append(sum(row.values()))
+        slots += [c for c, n in row.items() for _ in range(n)]
+        used.append(sum(classes[c] * n for c, n in row.items()))
     return Templates(
-        rows[alive],
+        np.asarray(rows, np.int64),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         np.asarray(slots, np.int32),
-        np.asarray(capacities, np.int64) - left[alive],
+        np.asarray(used, np.int64).reshape(-1, 3),
     )
+
+
+class _Stock:
+    """Windows that have no row yet, by size class and by tokens.
+
+    Attributes:
+        left: int64 [D], by class. largest: int32 [T + 1], the largest size still there that is not above the index.
+    """
+
+    def __init__(self, classes, counts, room):
+        self.tokens, self.visible, self.windows = (np.ascontiguousarray(column) for column in classes.T)
+        self.left = np.array(counts, np.int64)
+        self._by_tokens = np.bincount(self.tokens, self.left, room + 1).astype(np.int64)
+        sizes = np.arange(room + 2)
+        self._first = np.searchsorted(-self.tokens, -sizes)  # classes of t tokens: _first[t] ... _first[t - 1]
+        self._sizes = sizes[: room + 1].astype(np.int32)
+        self._refresh()
+
+    def _refresh(self):
+        there = np.where(self._by_tokens > 0, self._sizes, 0)
+        self.largest = np.maximum.accumulate(there)
+        self._there = there[there > 0][::-1]
+
+    def take(self, c: int, n: int) -> None:
+        tokens = self.tokens[c]
+        self.left[c] -= n
+        self._by_tokens[tokens] -= n
+        if n and not self._by_tokens[tokens]:
+            self._refresh()
+
+    def next_size(self, room: int, pair: bool) -> int:
+        """Tokens of the window that best goes into `room`; 0 where none fits."""
+        size = int(self.largest[room])
+        if size == room or 2 * size < room or not pair:
+            return size
+        first = self._there[np.searchsorted(-self._there, -room) :]
+        return int(first[np.argmax(first + self.largest[room - first])]) if len(first) else 0
+
+    def choose(self, size: int, room: int, visible: int, windows: int) -> int:
+        """The class of a size whose visible tokens come nearest to its share of what is left of V; -1: none fits."""
+        begin, end = int(self._first[size]), int(self._first[size - 1])
+        fits = (self.left[begin:end] > 0) & (self.visible[begin:end] <= visible) & (self.windows[begin:end] <= windows)
+        if not fits.any():
+            return -1
+        away = np.abs(self.visible[begin:end] * room - visible * size)
+        return begin + int(np.argmin(np.where(fits, away, _FAR)))
+
+    def any_that_fits(self, room: int, visible: int, windows: int) -> int:
+        fits = (self.left > 0) & (self.tokens <= room) & (self.visible <= visible) & (self.windows <= windows)
+        return int(np.argmax(fits)) if fits.any() else -1
+
+
+def _fill_row(stock: _Stock, room: int, visible: int, windows: int) -> dict[int, int]:
+    """Takes one row's windows from the stock: class -> how many."""
+    row: dict[int, int] = {}
+    while windows and (size := stock.next_size(room, pair=bool(row) and windows > 1)):
+        c = stock.choose(size, room, visible, windows)
+        if c < 0 and (c := stock.any_that_fits(room, visible, windows)) < 0:
+            break
+        size, seen, held = int(stock.tokens[c]), int(stock.visible[c]), int(stock.windows[c])
+        # far from full, several at once; the last two are left to the search for a pair
+        n = max(1, min(room // size - 2, int(stock.left[c]), visible // max(1, seen), windows // max(1, held)))
+        stock.take(c, n)
+        row[c] = row.get(c, 0) + n
+        room, visible, windows = room - n * size, visible - n * seen, windows - n * held
+    return row
 
 
 def expand(plan: PackingPlan, starts: np.ndarray) -> PackingPlan:

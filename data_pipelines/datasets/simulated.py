@@ -6,7 +6,7 @@ because integrating ECGSYN for 12 leads of one subject takes three seconds, and 
 """
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,6 @@ _LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "
 _NOISE = ("little noise", "some noise", "much noise")
 _NOISE_MV = (0.01, 0.05, 0.15)
 _FAST = 90.0  # beats per minute
-
-
-@dataclass(frozen=True)
-class _Options:
-    subjects: int = 200
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,17 +58,13 @@ class Simulated(Source):
         super().__init__(Path("simulated"))
         self.subjects, self.seed = subjects, seed
 
-    @staticmethod
-    def recognises(folder: Path) -> bool:
-        return False
-
     @classmethod
     def from_text(cls, text: str) -> "Simulated":
-        """ "simulated:subjects=200,seed=0"; BadInput for another option or a value that is no whole number."""
+        """Takes "simulated:subjects=200,seed=0"; BadInput for another option or a value that is no whole number."""
         options = {}
         for part in filter(None, text.partition(":")[2].split(",")):
             key, _, value = part.partition("=")
-            if key not in [f.name for f in fields(_Options)] or not (value.isdecimal() and len(value) < 10):
+            if key not in ("subjects", "seed") or not (value.isdecimal() and len(value) < 10):
                 raise BadInput("simulated", f"the option {part!r}", "subjects=N or seed=N", "correct it")
             options[key] = int(value)
         if options.get("subjects", 1) == 0:
@@ -82,20 +72,18 @@ class Simulated(Source):
         return cls(**options)
 
     def entries(self) -> list[Entry]:
-        return [
-            Entry(f"sim{i:06d}", f"sim{i:06d}-{k}", "", f"sim{i:06d}-{k}")
-            for i in range(self.subjects)
-            for k in range(2 if i % 3 == 0 else 1)
-        ]
+        # the seed is part of the name: person 7 of another seed is another person
+        people = [(f"sim{self.seed}-{i:09d}", 2 if i % 3 == 0 else 1) for i in range(self.subjects)]
+        return [Entry(name, f"{name}-{k}", "", f"{name}-{k}") for name, visits in people for k in range(visits)]
 
     def read(self, entry: Entry) -> Recording:
-        number, _, visit = entry.study.removeprefix("sim").partition("-")
+        _, number, visit = entry.study.split("-")
         person = _person(np.random.default_rng([self.seed, int(number)]))
         rng = np.random.default_rng([self.seed, int(number), 1 + int(visit)])
         seconds = 10.0 if person.kind == "12-lead" else 30.0
         beats = _beats(person, seconds, rng)
         make = {"12-lead": _twelve_leads, "bedside": _bedside, "wrist": _wrist}[person.kind]
-        rate = 60 / float(np.mean(np.diff(beats)))
+        rate = 60 / float(np.mean(np.diff(beats[(beats > 0) & (beats < seconds)])))
         return Recording(
             make(person, beats, seconds, rng), entry.subject, entry.study, self.name, report=_report(person, rate),
             labels={
@@ -108,8 +96,8 @@ class Simulated(Source):
 
 def _person(rng: np.random.Generator) -> _Person:
     kind = str(rng.choice(["12-lead", "bedside", "wrist"], p=[0.5, 0.3, 0.2]))
-    limbs_to_chest = np.array(list(_WAVES.values())) * rng.lognormal(0, 0.15, (len(_WAVES), 1))
-    waves = limbs_to_chest * rng.lognormal(0, 0.25, 5)
+    leads = np.array(list(_WAVES.values())) * rng.lognormal(0, 0.15, (len(_WAVES), 1))
+    waves = leads * rng.lognormal(0, 0.25, 5)
     return _Person(
         kind, heart_rate=float(rng.uniform(50, 130)), irregular=bool(rng.random() < 0.35), noise=int(rng.integers(3)),
         breaths=float(rng.uniform(10, 24)), waves=waves,
@@ -124,16 +112,16 @@ def _report(person: _Person, rate: float) -> str:
 
 
 def _beats(person: _Person, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """Times of R waves in seconds, from before the recording's beginning to after its end."""
+    """Times of R waves in seconds, from at least a second before the recording to as long after it."""
     mean = 60 / person.heart_rate
-    count = int((seconds + 4) / mean * 1.6) + 4
+    count = int((seconds + 10) / mean * 1.6) + 10
     if person.irregular:
         intervals = mean * rng.lognormal(-0.02, 0.2, count)
     else:
         breathing = np.sin(2 * np.pi * person.breaths / 60 * mean * np.arange(count) + rng.uniform(0, 2 * np.pi))
         intervals = mean * (1 + 0.02 * breathing + rng.normal(0, 0.005, count))
-    times = np.cumsum(np.maximum(intervals, 0.3)) - 2 - rng.uniform(0, mean)
-    return times[times < seconds + 2]
+    times = np.cumsum(np.clip(intervals, 0.3, 3.0)) - 4 - rng.uniform(0, mean)
+    return times[times < seconds + 4]
 
 
 def _twelve_leads(person: _Person, beats: np.ndarray, seconds: float, rng: np.random.Generator) -> tuple[Channel, ...]:

@@ -1,6 +1,7 @@
 """Source and Entry: what a dataset tells about its recordings before any of them is read."""
 
 import csv
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +29,10 @@ class Entry:
     path: str
 
 
-class Source:
+class Source(ABC):
     """A dataset made of WFDB records; subclasses say which records, whose, and what is known about them.
+
+    Those that `open_sources` knows by their files also have `recognises(folder) -> bool`.
 
     Attributes:
         root: the dataset's folder.
@@ -50,14 +53,9 @@ class Source:
     def __init__(self, root: Path):
         self.root = Path(root)
 
-    @staticmethod
-    def recognises(folder: Path) -> bool:
-        """Whether a folder holds this dataset."""
-        raise NotImplementedError
-
+    @abstractmethod
     def entries(self) -> list[Entry]:
         """All recordings, sorted by study; also those whose files turn out to be missing when they are read."""
-        raise NotImplementedError
 
     def labels(self, entry: Entry, header: Header) -> dict[str, float]:
         """Labels of one recording; by default those of the header's comments."""

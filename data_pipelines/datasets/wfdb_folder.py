@@ -23,10 +23,6 @@ class WFDBFolder(Source):
         super().__init__(root)
         self.name = re.sub(r"[^A-Za-z0-9_.-]+", "_", self.root.name) or "wfdb"
 
-    @staticmethod
-    def recognises(folder: Path) -> bool:
-        return next(folder.rglob("*.hea"), None) is not None
-
     def entries(self) -> list[Entry]:
         entries, segments = {}, set()
         for path in sorted(self.root.rglob("*.hea")):

@@ -1,8 +1,7 @@
-"""The device mesh, the one table from logical to mesh axes, and the helpers that apply it. Model code knows no device."""
+"""The device mesh, the one table from logical to mesh axes, and what applies it. Model code knows no device."""
 
 import contextlib
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 AXES = ("replica", "data", "fsdp", "tensor")
 
 # A row of the batch goes to every axis but `tensor`; parameters are split over `fsdp` (gathered when used) and `tensor`
-# (Megatron style: heads and the hidden axis of the MLP). Replicas keep whole copies, for slices joined by a slow network.
+# (Megatron style: heads and the hidden axis of the MLP). Replicas keep whole copies: slices joined by a slow network.
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", ("replica", "data", "fsdp")),
     ("embed", "fsdp"),
@@ -59,45 +58,19 @@ def make_mesh(config: "MeshConfig", devices: list[jax.Device] | None = None) -> 
         remedy = "change an axis, or set one of them to -1 to take what is left"
         raise BadInput("config.mesh", shown, f"axes that multiply to the {count} devices present", remedy)
     sizes = [count // known if s == -1 else s for s in sizes]
-    # Auto, said explicitly because make_mesh now defaults to Explicit: batch and parameters share the axis `fsdp`, which
-    # Explicit mode refuses unless every weight is resharded by hand where it is used; in Auto the compiler gathers it.
+    # Auto, said explicitly because make_mesh now defaults to Explicit: batch and parameters share the axis `fsdp`,
+    # which Explicit mode refuses unless every weight is resharded by hand at its use; in Auto the compiler gathers it.
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 @contextlib.contextmanager
 def use(mesh: Mesh):
-    """Within it `constrain` applies. Enter it to create, restore and step."""
-    with jax.set_mesh(mesh):
+    """Within it `constrain` and the parameters' axis names mean places on the mesh. Enter it to create and to step.
+
+    Parameters are placed by `jax.jit(build, out_shardings=...)` with the shardings of `nnx.get_abstract_model`.
+    """
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(RULES):
         yield mesh
-
-
-def shardings(state, mesh: Mesh):
-    """The layout of every parameter by its logical axis names: a tree like `state` with NamedShardings for Variables.
-
-    Args:
-        state: of a model or an optimizer (`nnx.split`, `nnx.eval_shape`); Variables without names are kept whole.
-    """
-
-    def one(variable):
-        names = variable.get_metadata().get("out_sharding") or ()
-        return variable.replace(NamedSharding(mesh, spec(*names, mesh=mesh)))
-
-    return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-
-
-def create(build: Callable[[], nnx.Module], mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
-    """Builds a module whose parameters are born sharded: no device ever holds the whole model.
-
-    Args:
-        build: makes the module, e.g. `lambda: objectives.build(config, rngs=nnx.Rngs(0))`.
-
-    Returns:
-        The module's two parts; `nnx.merge(graphdef, state)` inside jit gives it back.
-    """
-    graphdef, abstract = nnx.split(nnx.eval_shape(build))
-    with use(mesh):
-        state = jax.jit(lambda: nnx.state(build()), out_shardings=shardings(abstract, mesh))()
-    return graphdef, state
 
 
 def check(config: "Config", mesh: Mesh) -> None:

@@ -1,4 +1,4 @@
-"""Linear, LayerNorm, embedding and dropout with the project's conventions: float32 parameters with logical axis names."""
+"""Linear, LayerNorm, embedding and dropout as used here: float32 parameters with logical axis names."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def axes(*names: str | None) -> dict:
 
 
 def linear(shape_in, shape_out, names: tuple[str | None, ...], *, bias: bool = True, dtype, rngs) -> nnx.LinearGeneral:
-    """A linear map from the trailing `shape_in` axes to `shape_out` axes; `names` are those of the kernel's, ins then outs.
+    """A linear map from the trailing `shape_in` axes to `shape_out` axes; `names` of the kernel's axes, ins then outs.
 
     The bias is split as the kernel's outputs are, except over `embed`: vectors stay whole.
     """
@@ -61,7 +61,7 @@ def vector(width: int, *, rngs: nnx.Rngs, init=TABLE_INIT) -> nnx.Param:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Inverted dropout; the identity without a key. A function of its key, so that scanned and rematerialised blocks agree."""
+    """Inverted dropout; the identity without a key. A function of its key, so that recomputing drops the same."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)

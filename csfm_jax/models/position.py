@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Periods from twice CSFM's patch (0.1 s), the shortest that its patches can tell apart, to half an hour: longer than any
-# window of a sleep study in one row.
+# Periods from twice CSFM's patch (0.1 s), the shortest that its patches can tell apart, to half an hour: longer than
+# any window of a sleep study in one row.
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.2, 1800.0
 
 

@@ -1,4 +1,4 @@
-"""Which channels and modalities a model knows: lookups from the channel ids of a batch, fixed when the model is built."""
+"""Which channels and modalities a model knows: lookups from a batch's channel ids, fixed when the model is built."""
 
 import functools
 from dataclasses import dataclass

@@ -1,0 +1,174 @@
+"""Which windows an epoch takes: counts, starts, mixture weights, splits, and token bounds from the index alone."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines import masking
+from data_pipelines.config import DataConfig, MaskConfig, TokenConfig, WindowConfig
+from data_pipelines.errors import BadInput
+from data_pipelines.signals import CHANNEL_ID, MODALITIES, modality_of
+from data_pipelines.windows import GRID, capacities, epoch_windows, signal_tokens, used_channels
+
+SETS = (tuple(range(1, 13)), (2, CHANNEL_ID["PPG"], CHANNEL_ID["RESP"]), (CHANNEL_ID["PPG"],), (CHANNEL_ID["EEG C4"],))
+TOKENS = TokenConfig(modalities=("ecg", "ppg", "resp"))
+
+
+def fake_store(seconds, channel_set=None, split=None, report=None, name="a"):
+    n = len(seconds)
+    index = SimpleNamespace(
+        seconds=np.asarray(seconds, np.float32),
+        channel_set=np.zeros(n, np.int32) if channel_set is None else np.asarray(channel_set, np.int32),
+        channel_sets=SETS,
+        split=np.zeros(n, np.int8) if split is None else np.asarray(split, np.int8),
+        has_report=np.zeros(n, bool) if report is None else np.asarray(report, bool),
+    )
+    return SimpleNamespace(name=name, index=index)
+
+
+def take(stores, *, tokens=TOKENS, split="train", epoch=0, text_counts=None, **data):
+    return epoch_windows(stores, tokens, DataConfig(**data), split, epoch, text_counts)
+
+
+lengths = st.lists(st.integers(200, 80_000), min_size=1, max_size=12).map(lambda ms: [m / 1000 for m in ms])
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths, st.floats(0.5, 20), st.floats(0.1, 1), st.integers(1, 5), st.booleans(), st.integers(0, 5))
+def test_counts_lengths_and_starts(seconds, length, least, most, random_start, epoch):
+    window = WindowConfig(length, least * length, most, random_start)
+    store = fake_store(seconds)
+    try:
+        table = take([store], window=window, epoch=epoch)
+    except BadInput:
+        assert all(s < least * length + 1e-3 or s < 0.1 for s in seconds)
+        return
+    for i, total in enumerate(np.asarray(seconds, np.float32)):
+        mine = table.recording == i
+        if total < np.float32(least * length):
+            assert not mine.any()
+            continue
+        assert mine.sum() == min(most, max(1, int(total / length + 1e-6)))
+        np.testing.assert_array_equal(table.seconds[mine], min(total, np.float32(length)))
+        start, end = table.start[mine].astype(float), (table.start[mine] + table.seconds[mine]).astype(float)
+        assert (start >= 0).all() and (end <= total + 1e-3).all()
+        np.testing.assert_allclose(start * GRID, np.round(start * GRID), atol=1e-3)
+        if not random_start:
+            np.testing.assert_allclose(start, np.arange(mine.sum()) * min(length, total), atol=1 / GRID + 1e-4)
+    assert table.skipped["shorter than the minimum"] == sum(np.float32(s) < np.float32(least * length) for s in seconds)
+
+
+def test_starts_change_with_the_epoch_and_cover_the_recording():
+    store = fake_store([60.0])
+    starts = np.array([take([store], epoch=e).start for e in range(200)])
+    assert starts.shape == (200, 6)
+    assert starts.min() < 0.5 and starts.max() > 49.5  # ends are reached
+    assert (np.diff(starts, axis=1) > 0).all()  # spread over the recording, not heaped
+    assert len(np.unique(starts[:, 0])) > 50
+    np.testing.assert_array_equal(starts[3], take([store], epoch=3).start)
+    assert not np.array_equal(take([store], seed=1).start, starts[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0, 3.5), st.integers(1, 40), st.integers(0, 3))
+def test_mixture_weights(weight, recordings, epoch):
+    stores = [fake_store([10.0] * recordings), fake_store([20.0] * 5, name="b")]
+    table = take(stores, weights={"a": weight}, epoch=epoch)
+    often = np.bincount(table.recording[table.store == 0], minlength=recordings)
+    whole, rest = int(weight), round((weight - int(weight)) * recordings)
+    assert set(often) <= {whole, whole + 1} and (often > whole).sum() == rest
+    assert (table.store == 1).sum() == 10  # two windows of each, at weight 1
+
+
+def test_the_fraction_is_another_one_each_epoch():
+    store = fake_store([10.0] * 100)
+    chosen = [set(take([store], weights={"a": 0.5}, epoch=e).recording) for e in range(2)]
+    assert len(chosen[0]) == len(chosen[1]) == 50 and chosen[0] != chosen[1]
+
+
+@pytest.mark.parametrize("split, position", [("train", 0), ("validation", 1), ("test", 2)])
+def test_only_the_subjects_of_the_split(split, position):
+    store = fake_store([10.0] * 9, split=[0, 1, 2] * 3)
+    assert set(take([store], split=split).recording) == {position, position + 3, position + 6}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(100, 60_000), st.integers(0, 2), st.integers(1, 60))
+def test_token_bounds(milliseconds, which, patch):
+    seconds = milliseconds / 1000
+    tokens = replace(TOKENS, patch={**TOKENS.patch, "ecg": patch})
+    count = signal_tokens(fake_store([seconds], [which]).index, np.float32([seconds]), tokens)[0]
+    expected = 0
+    for channel in SETS[which]:
+        modality = modality_of(channel)
+        samples = int(float(np.float32(seconds)) * modality.rate + 0.5)  # as many as `Store.read_window` gives
+        expected += samples // (patch if modality.name == "ecg" else MODALITIES[modality.name].patch)
+    assert count == expected
+
+
+def test_sizes_with_text():
+    store = fake_store([10.0] * 3, [0, 1, 2], report=[True, True, False])
+    table = take([store], text_counts=[np.array([7, 200, 0], np.int16)])
+    order = np.argsort(table.recording)
+    assert list(table.text_tokens[order]) == [7, 64, 0]
+    assert list(table.signal_tokens[order]) == [1200, 100 + 100 + 10, 100]
+    assert list(table.tokens[order]) == [1208, 275, 101]
+    assert list(table.visible[order]) == [1 + 300 + 4, 1 + 52 + 32, 1 + 25]  # halves go to the even number
+    assert list(take([store]).text_tokens[order]) == [64, 64, 0]  # unknown counts: room for the longest
+    assert not take([store], tokens=replace(TOKENS, text_length=0)).text_tokens.any()
+
+
+def test_channels_that_the_config_leaves_out():
+    store = fake_store([10.0] * 4, [0, 1, 2, 3])
+    table = take([store])
+    assert set(table.recording) == {0, 1, 2} and table.skipped["no channel of the config"] == 1
+    assert set(take([store], tokens=TokenConfig(modalities=("ppg",))).recording) == {1, 2}
+    csfm = used_channels(TokenConfig(modalities=("ecg", "ppg"), channels="csfm"))
+    assert list(np.flatnonzero(csfm)) == list(range(1, 14))
+    assert used_channels(TOKENS)[CHANNEL_ID["ECG other"]] and not used_channels(TOKENS)[CHANNEL_ID["EEG C4"]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(0.02, 0.98), st.floats(0.02, 0.98), st.integers(0, 64), st.integers(64, 4000), st.integers(1, 40))
+def test_v_of_zero_never_binds(keep_signal, keep_text, text_length, T, S):
+    mask = MaskConfig(keep_signal=keep_signal, keep_text=keep_text)
+    data = DataConfig(mask=mask, row_tokens=T, row_windows=S, row_visible=0)
+    _, V, _ = capacities(TokenConfig(text_length=text_length), data)
+    windows = min(S, T // 2)
+    text = min(text_length, T // windows - 2)  # a row full of windows of equal size
+    signal = T // windows - 1 - text
+    each = masking.signal_budget(signal, mask) + masking.text_budget(text, mask) + 1
+    assert windows * each <= V
+
+
+@pytest.mark.parametrize(
+    "field, change",
+    [
+        ("tokens.modalities", {"tokens": TokenConfig(modalities=("ecgs",))}),
+        ("tokens.patch.ecg", {"tokens": TokenConfig(patch={"ppg": 25})}),
+        ("tokens.patch.ecg", {"tokens": replace(TOKENS, patch={**TOKENS.patch, "ecg": 0})}),
+        ("tokens.channels", {"tokens": TokenConfig(channels="some")}),
+        ("data.window.minimum_seconds", {"window": WindowConfig(1.0, 2.0)}),
+        ("data.window.most_per_recording", {"window": WindowConfig(most_per_recording=0)}),
+        ("data.rows", {"rows": 0}),
+        ("data.row_windows", {"row_windows": 0}),
+        ("data.weights.a", {"weights": {"a": -1.0}}),
+        ("data.weights.z", {"weights": {"z": 1.0}}),
+        ("data: found no window of train", {"weights": {"a": 0.0}}),
+    ],
+)
+def test_bad_configs_are_named(field, change):
+    with pytest.raises(BadInput, match=rf"config\.{field}"):
+        take([fake_store([10.0])], **change)
+
+
+def test_ten_thousand_hours_stay_on_the_grid():
+    """float32 starts of long recordings come back to their exact sample when they are read."""
+    store = fake_store([200_000.0])
+    table = take([store])
+    back = np.round(table.start.astype(float) * GRID)
+    assert len(table) == 20_000 and np.abs(table.start - back / GRID).max() < 0.5 / GRID

@@ -1,6 +1,14 @@
 """Sizes and choices of the encoder and the decoder: the `encoder` and `decoder` parts of a config file."""
 
+import difflib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from data_pipelines.errors import BadInput
+from data_pipelines.signals import MODALITIES
+
+if TYPE_CHECKING:
+    from csfm_jax.config import Config
 
 
 @dataclass(frozen=True)
@@ -47,3 +55,79 @@ class DecoderConfig:
     heads: int = 4
     head_dim: int = 64
     mlp: int = 1024
+
+
+_CHOICES = {
+    "config.encoder.position": ("learned", "sincos", "rotary"),
+    "config.encoder.projection": ("shared", "modality"),
+    "config.encoder.pooling": ("cls", "mean"),
+    "config.encoder.remat": ("none", "dots", "full"),
+    "config.encoder.compute": ("float32", "bfloat16"),
+    "config.encoder.attention": ("auto", "reference", "dense", "splash"),
+    "config.objective.name": ("reconstruction",),
+    "config.tokens.channels": ("all", "csfm"),
+}
+
+
+def check(config: "Config") -> None:
+    """Refuses what no model can be built from, before anything is compiled.
+
+    Raises:
+        BadInput: an unknown choice, a size below 1, a modality that does not exist, an odd size where halves are
+            needed, or a window longer than the learned time table.
+    """
+    for field, choices in _CHOICES.items():
+        _, part, name = field.split(".")
+        _choice(field, getattr(getattr(config, part), name), choices)
+    for part in ("encoder", "decoder"):
+        for name in ("width", "depth", "heads", "head_dim", "mlp"):
+            value = getattr(getattr(config, part), name)
+            if value < 1:
+                raise BadInput(f"config.{part}.{name}", str(value), "1 or more", "correct the size")
+        for name, position in (("head_dim", "rotary"), ("width", "sincos")):
+            value = getattr(getattr(config, part), name)
+            if config.encoder.position == position and value % 2:
+                field = f"config.{part}.{name}"
+                raise BadInput(field, str(value), f"an even number for {position} positions", "change it by one")
+    if not 0.0 <= config.encoder.dropout < 1.0:
+        raise BadInput("config.encoder.dropout", str(config.encoder.dropout), "a number in [0, 1)", "correct it")
+    _check_tokens(config)
+    longest = longest_seconds(config.encoder)
+    if config.data.window.seconds > longest + 1e-6:
+        raise BadInput(
+            "config.data.window.seconds",
+            f"{config.data.window.seconds:g} s",
+            f"at most {longest:g} s, what the learned time table holds",
+            "raise config.encoder.position_steps or position_seconds, or set position to sincos or rotary",
+        )
+
+
+def longest_seconds(encoder: EncoderConfig) -> float:
+    """Longest window that the positions can tell, in seconds; infinite for positions that are functions of seconds."""
+    return encoder.position_steps * encoder.position_seconds if encoder.position == "learned" else float("inf")
+
+
+def _check_tokens(config):
+    tokens = config.tokens
+    for name in tokens.modalities:
+        _choice("config.tokens.modalities", name, tuple(MODALITIES))
+        if tokens.patch.get(name, 0) < 1:
+            raise BadInput(f"config.tokens.patch.{name}", "no length", "samples of one token", "add it")
+    if not tokens.modalities:
+        raise BadInput("config.tokens.modalities", "none", "one or more modalities", "name them")
+    if tokens.channels == "csfm" and not set(tokens.modalities) <= {"ecg", "ppg"}:
+        shown = ", ".join(tokens.modalities)
+        raise BadInput(
+            "config.tokens.modalities", shown, "ecg and ppg with the 13 channels of CSFM", 'use channels "all"'
+        )
+    for name in config.objective.weights:
+        _choice("config.objective.weights", name, (*MODALITIES, "text"))
+    if any(weight < 0 for weight in config.objective.weights.values()):
+        raise BadInput("config.objective.weights", "a negative weight", "0 or more", "correct it")
+
+
+def _choice(field, value, choices):
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        remedy = f"did you mean {near[0]}?" if near else "choose one of them"
+        raise BadInput(field, repr(value), "one of " + ", ".join(choices), remedy)

@@ -137,9 +137,9 @@ def _write_manifest(folder: Path) -> None:
         with open(path, "rb") as file:
             files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
             os.fsync(file.fileno())
-    listed = json.dumps(files, sort_keys=True)
-    manifest = {"format": FORMAT, "version": 1, "files": files, "digest": hashlib.sha256(listed.encode()).hexdigest()}
-    # exactly this form: `csfm_torch.verify` compares it byte by byte
+    # exactly in this form: `csfm_torch.manifest_text`, which this process may not be able to import, expects it
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    manifest = {"format": FORMAT, "version": 1, "files": files, "digest": digest}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -37,20 +37,25 @@ def verify(folder, suffixes=None):
     folder = Path(folder)
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
-        manifest = json.loads(text)
-        listed = json.dumps(manifest["files"], sort_keys=True)
-        # written in exactly one way: a flipped bit anywhere in it shows, also in a blank
-        whole = text == json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-        whole = whole and manifest["digest"] == hashlib.sha256(listed.encode()).hexdigest()
+        files = json.loads(text)["files"]
+        # it is written in exactly one way, so that a flipped bit shows anywhere in it, also in a blank
+        whole = text == manifest_text(files)
     except FileNotFoundError:
         raise Refused(f"{folder / MANIFEST}: found no such file; expected the manifest; export again") from None
     except (ValueError, KeyError, TypeError):
         whole = False
-    if not whole or manifest.get("format") != "csfm-export":
+    if not whole:
         raise Refused(f"{folder / MANIFEST}: found a changed manifest; expected the one written; export or copy again")
-    for name, entry in sorted(manifest["files"].items()):
+    for name, entry in sorted(files.items()):
         if suffixes is None or name.endswith(suffixes):
             _verify_file(folder / name, entry)
+
+
+def manifest_text(files):
+    """The manifest that lists `files`: name -> {"size", "sha256"}."""
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    content = {"format": "csfm-export", "version": 1, "files": files, "digest": digest}
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def _verify_file(path, entry):
@@ -85,14 +90,15 @@ _refuse_changed_code()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 try:
-    from .preprocess import Spec, normalise, prepare, tokens
+    from .csfm_layers import Transformer, angles, projection
+    from .preprocess import INVALID, Spec, normalise, prepare, tokens
     from .signals import CHANNEL_ID, CHANNELS, CLS, PAD, TEXT, modality_of
 except ImportError:
-    from preprocess import Spec, normalise, prepare, tokens
+    from csfm_layers import Transformer, angles, projection
+    from preprocess import INVALID, Spec, normalise, prepare, tokens
     from signals import CHANNEL_ID, CHANNELS, CLS, PAD, TEXT, modality_of
 
 
@@ -102,73 +108,33 @@ class Encoded:
 
     Attributes:
         pooled: [B, D], one vector a window. tokens: [B, T, D], zero where padded.
-        channel: [B, T] int64, id in `signals.CHANNELS`, 0 where padded. time: [B, T] seconds of the patch's centre.
-        report: what preprocessing resampled, filtered, dropped or did not know (`embed` only).
+        channel: [B, T] int64, id in `signals.CHANNELS`, 0 where padded.
+        time: [B, T] seconds of the patch's centre, from the window's start (of `embed`: from the recording's); the
+            index of a text token.
+        starts: [B] seconds of the windows' starts; report: what preprocessing resampled, filtered, dropped or did not
+            know, one dict a given channel (both of `embed` only).
     """
 
     pooled: torch.Tensor
     tokens: torch.Tensor
     channel: torch.Tensor
     time: torch.Tensor
+    starts: torch.Tensor | None = None
     report: list | None = None
-
-
-class Attention(nn.Module):
-    def __init__(self, width, heads, head_dim, dropout):
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(width)
-        self.to_qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width), nn.Dropout(dropout))
-
-    def forward(self, x, keys, turn):
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.to_qkv(self.norm(x)).chunk(3, -1))
-        if turn is not None:
-            q, k = _rotate(q, turn), _rotate(k, turn)
-        dropout = self.to_out[1].p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys[:, None, None], dropout_p=dropout)
-        return self.to_out(y.transpose(1, 2).flatten(2))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width, hidden, dropout):
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, width),
-            nn.Dropout(dropout),
-        )
-
-    def forward(self, x):
-        return self.net(x)
-
-
-class Transformer(nn.Module):
-    def __init__(self, width, depth, heads, head_dim, mlp, dropout):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleList([Attention(width, heads, head_dim, dropout), FeedForward(width, mlp, dropout)])
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, x, keys, turn):
-        for attention, feed_forward in self.layers:
-            x = x + attention(x, keys, turn)
-            x = x + feed_forward(x)
-        return self.norm(x)
 
 
 class CSFMEncoder(nn.Module):
     """Tokens of signals and text -> embeddings, for any subset of the sensors it knows.
 
+    Attributes:
+        most: windows of a long recording that are embedded at once; bounds memory.
+
     Args:
         config: the content of `config.json`.
         spec: the preprocessing of `preprocessor_config.json`, for `embed`; None leaves `forward` and `encode`.
     """
+
+    most = 16
 
     def __init__(self, config, spec=None):
         super().__init__()
@@ -186,9 +152,9 @@ class CSFMEncoder(nn.Module):
         if self.position == "learned":
             self.ts_pos_embedding = nn.Parameter(torch.randn(1, encoder["position_steps"], width))
         if encoder["projection"] == "shared":
-            self.ts_to_patch_embedding = _projection(max(self.patch.values()), width)
+            self.ts_to_patch_embedding = projection(max(self.patch.values()), width)
         else:
-            self.ts_to_patch_embedding = nn.ModuleDict({m: _projection(p, width) for m, p in self.patch.items()})
+            self.ts_to_patch_embedding = nn.ModuleDict({m: projection(p, width) for m, p in self.patch.items()})
         if text_length:
             self.text_type_embedding = nn.Parameter(torch.randn(1, 1, width))
             self.text_pos_embedding = nn.Parameter(torch.randn(1, text_length, width))
@@ -234,7 +200,7 @@ class CSFMEncoder(nn.Module):
         there = channel != PAD
         turn = None
         if self.position == "rotary":
-            turn = _angles(time, self.head_dim // 2) * _is_signal(channel)[..., None]
+            turn = angles(time, self.head_dim // 2) * _is_signal(channel)[..., None]
         # No query lacks keys: padded ones see the window's tokens too, and are zeroed below.
         x = self.transformer(x * there[..., None], there, turn) * there[..., None]
         chosen = channel == CLS if self.pooling == "cls" else there & (channel != CLS)
@@ -260,10 +226,9 @@ class CSFMEncoder(nn.Module):
         signal = _is_signal(channel)
         place = self.ts_channel_type_embedding[0][row.to(channel.device)[channel]]
         if self.position == "learned":
-            step = torch.round(time / self.position_seconds - 0.5).long() * signal
-            place = place + self.ts_pos_embedding[0][step]
+            place = place + self.ts_pos_embedding[0][self._step(time).long() * signal]
         elif self.position == "sincos":
-            phase = _angles(time, place.shape[-1] // 2)
+            phase = angles(time, place.shape[-1] // 2)
             place = place + torch.cat([phase.sin(), phase.cos()], -1)
         place = place * signal[..., None]
         if self.text_length:
@@ -271,6 +236,10 @@ class CSFMEncoder(nn.Module):
             of_text = self.text_pos_embedding[0][(time * is_text).long()] + self.text_type_embedding[0]
             place = place + of_text * is_text[..., None]
         return place
+
+    def _step(self, time):
+        # the thousandth puts centres on the border between two steps on the later one, as in training
+        return (time / self.position_seconds + 1e-3) // 1
 
     def _modality_index(self, channel):
         modality = modality_of(channel)
@@ -315,12 +284,15 @@ class CSFMEncoder(nn.Module):
     def _cut(self, channel, samples, longest):
         modality = modality_of(channel)
         patches, time, valid = tokens(samples, self.patch[modality.name], modality.rate)
+        if self.position == "learned" and len(time) and self._step(time[-1]) >= self.ts_pos_embedding.shape[1]:
+            longest = self.ts_pos_embedding.shape[1] * self.position_seconds
+            raise Refused(f"window: found {len(samples) / modality.rate:g} s; expected {longest:g} s at most; cut it")
         patches = np.pad(patches[valid], ((0, 0), (0, longest - patches.shape[1])))
         return patches, [channel] * len(patches), time[valid], [0] * len(patches)
 
     @torch.no_grad()
     def encode(self, windows, channels, text=None):
-        """Embeds a padded batch of windows that are preprocessed and normalised already.
+        """Embeds a padded batch of windows that are preprocessed already; each channel is z-scored here.
 
         Args:
             windows: [B, C, N] float at each channel's modality's rate; NaN where a sensor is absent or has ended.
@@ -333,8 +305,8 @@ class CSFMEncoder(nn.Module):
         if isinstance(channels[0], (str, int, np.integer)):
             channels = [channels] * len(windows)
         listed = [
-            [(c, samples) for c, samples in zip(ids, window) if c not in (PAD, "PAD")]
-            for ids, window in zip(channels, np.asarray(windows))
+            [(c, normalise(x)) for c, x in zip(ids, window) if c not in (PAD, "PAD")]
+            for ids, window in zip(channels, np.where(np.isfinite(windows), windows, INVALID).astype(np.float32))
         ]
         words = None if text is None else [[int(t) for t in row if t] for row in text]
         return self(*self.tokenise(listed, words))
@@ -368,12 +340,19 @@ class CSFMEncoder(nn.Module):
             raise Refused(f"signal: found no channel that can be used ({fate}); expected one; check names and units")
         windows = self._windows(usable, made.seconds)
         words = None if text is None else [list(text)[: self.text_length]] * len(windows)
-        result = self(*self.tokenise(windows, words))
-        result.report = made.report
-        return result
+        cut = self.tokenise([channels for _, channels in windows], words)
+        starts = torch.tensor([start for start, _ in windows], dtype=torch.float32, device=cut[0].device)
+        there = _is_signal(cut[1]).any(1)  # a window in which every patch is invalid says nothing
+        if not there.any():
+            raise Refused("signal: found no valid patch in any window; expected some; check the recording")
+        cut, starts = [x[there] for x in cut], starts[there]
+        parts = [self(*(x[i : i + self.most] for x in cut)) for i in range(0, len(starts), self.most)]
+        joined = {f: torch.cat([getattr(p, f) for p in parts]) for f in ("pooled", "tokens", "channel", "time")}
+        joined["time"] = joined["time"] + starts[:, None] * (joined["channel"] != TEXT) * (joined["channel"] != PAD)
+        return Encoded(**joined, starts=starts, report=made.report)
 
     def _windows(self, usable, seconds):
-        """Consecutive windows of all channels, normalised; a last part shorter than a window only if it is all."""
+        """(start, channels normalised) of consecutive windows; a last part shorter than a window only if it is all."""
         longest, least = self.config_dict["window_seconds"], self.config_dict["minimum_seconds"]
         if seconds < least:
             raise Refused(f"signal: found {seconds:g} s; expected {least:g} s or more; give a longer stretch")
@@ -385,29 +364,12 @@ class CSFMEncoder(nn.Module):
                 first = int(i * length * rate + 0.5)
                 cut = samples[first : first + int(np.floor(length * rate + 0.5))]
                 window.append((channel, normalise(cut, self.spec.epsilon)))
-            windows.append(window)
+            windows.append((i * length, window))
         return windows
-
-
-def _projection(patch, width):
-    # index 0 is the cutting into patches, which `tokenise` does; it keeps the published numbering
-    return nn.Sequential(nn.Identity(), nn.LayerNorm(patch), nn.Linear(patch, width), nn.LayerNorm(width))
 
 
 def _is_signal(channel):
     return (channel != PAD) & (channel != CLS) & (channel != TEXT)
-
-
-def _angles(time, pairs):
-    # periods of 0.2 s to 30 min, geometrically spaced: see csfm_jax/models/position.py
-    per_second = torch.from_numpy((2 * np.pi / np.geomspace(0.2, 1800.0, pairs)).astype(np.float32))
-    return time.float()[..., None] * per_second.to(time.device)
-
-
-def _rotate(x, turn):
-    first, second = x.chunk(2, -1)
-    cos, sin = turn.cos()[:, None].to(x.dtype), turn.sin()[:, None].to(x.dtype)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def read_spec(folder):

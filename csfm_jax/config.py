@@ -193,9 +193,11 @@ def load(name_or_path: str, overrides: list[str] = ()) -> Config:
 
     path = find(name_or_path)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    words = ["csfm", f"--config={path}", *overrides]
+    # without sys_argv it would take the overrides that it knows from this process's own command line
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     try:
-        values(["csfm", f"--config={path}", *overrides])
+        values(words)
         raw = values.config
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
         raise BadInput(

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from csfm_jax import config as configs
-from data_pipelines import plans, text, windows
+from data_pipelines import masking, plans, text, windows
 from data_pipelines.signals import CHANNELS, modality_of
 from data_pipelines.store import open_stores
 from data_pipelines.suggest import suggest
@@ -31,6 +31,7 @@ def run(args) -> None:
     if not (args.config or args.suggest):
         return
     tokens, data = config.tokens, config.data
+    masking.check(data.mask, tokens)
     reports = text.Reports(stores, tokens, text.choose_tokenizer(stores, tokens, data.tokenizer))
     table = windows.epoch_windows(stores, tokens, data, args.split, 0, reports.counts())
     print("\n".join(_describe_windows(table, stores, tokens, args.split)))

@@ -223,6 +223,17 @@ class LoadedEncoder:
             )
         return ids[: tokens.text_length].astype(np.int32)
 
+    def batch_shape(self, longest: int) -> dict[str, int]:
+        """Shape of batches that hold windows of up to `longest` tokens, all of them visible.
+
+        Attention over a row that is seen whole costs its length squared, so rows are as short as the longest window
+        allows (a multiple of 128, as kernels like it), and as many as make the batch as large as in training.
+        """
+        data = self.config.data
+        tokens = -(-longest // 128) * 128
+        rows = max(1, data.rows * data.row_visible // tokens) if data.row_visible else data.rows
+        return {"rows": rows, "row_tokens": tokens, "row_windows": data.row_windows}
+
     def embed_batches(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Runs packed batches through the network, one compiled program for each shape.
 

@@ -8,6 +8,7 @@ reason in OUTPUT.quarantine.jsonl.
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,15 @@ def _write_quarantine(refused: list[dict], target: Path) -> None:
         print(f"{len(refused)} recordings or windows could not be used; reasons in {listed}")
 
 
+@dataclass
+class _Pool:
+    """Windows that wait to be packed together, and how many tokens they have at most."""
+
+    names: list[str] = field(default_factory=list)
+    windows: list = field(default_factory=list)
+    tokens: int = 0
+
+
 # A table: recording names [n], starts [n] float32, embeddings [n, D] float32
 Table = tuple[list[str], np.ndarray, np.ndarray]
 
@@ -63,28 +73,27 @@ def from_files(encoder, where: str, refused: list[dict]) -> Iterator[Table]:
     """
     from tqdm import tqdm
 
-    names, starts, windows, size = [], [], [], 0
-    data = encoder.config.data
-    room = _POOL * data.rows * data.row_tokens
-    listed = list(_listed(where))
-    for name, read in tqdm(listed, unit="recording", disable=None):
+    longest, pool = 1, _Pool()
+    room = _POOL * encoder.config.data.rows * encoder.config.data.row_tokens
+    for name, read in tqdm(list(_listed(where)), unit="recording", disable=None):
         try:
-            cut = _windows(encoder, read())
+            windows = _windows(encoder, read())
         except BadInput as error:
             if Path(where).is_file():
                 raise
             refused.append({"recording": name, "reason": str(error)})
             continue
-        for window in cut:
-            names.append(name)
-            starts.append(window.start)
-            windows.append(window)
-            size += 1 + sum(len(x) for _, x in window.channels) // min(encoder.config.tokens.patch.values())
-            if size >= room:
-                yield _embedded(encoder, names, starts, windows, refused)
-                names, starts, windows, size = [], [], [], 0
-    if windows:
-        yield _embedded(encoder, names, starts, windows, refused)
+        for window in windows:
+            size = _most_tokens(encoder, window)
+            longest = max(longest, size)  # only grows, so that few shapes of batches are compiled
+            pool.names.append(name)
+            pool.windows.append(window)
+            pool.tokens += size
+            if pool.tokens >= room:
+                yield _embedded(encoder, pool, longest, refused)
+                pool = _Pool()
+    if pool.windows:
+        yield _embedded(encoder, pool, longest, refused)
 
 
 def _listed(where: str):
@@ -110,19 +119,27 @@ def _windows(encoder, recording) -> list:
     return encoder.windows(preprocess.prepare(given, spec=encoder.spec, mains=recording.mains))
 
 
-def _embedded(encoder, names, starts, windows, refused) -> Table:
+def _most_tokens(encoder, window) -> int:
+    from data_pipelines.signals import modality_of
+
+    patch = encoder.config.tokens.patch
+    return 1 + sum(len(samples) // patch[modality_of(channel).name] for channel, samples in window.channels)
+
+
+def _embedded(encoder, pool: _Pool, longest: int, refused: list[dict]) -> Table:
     from data_pipelines.loader import pack_windows
 
-    data, tokens = encoder.config.data, encoder.config.tokens
-    shape = {"rows": data.rows, "row_tokens": data.row_tokens, "row_windows": data.row_windows}
-    pooled = np.full((len(windows), encoder.width), np.nan, np.float32)
-    there = np.zeros(len(windows), bool)
-    for ids, some in encoder.embed_batches(pack_windows([w.channels for w in windows], tokens, **shape)):
+    pooled = np.full((len(pool.windows), encoder.width), np.nan, np.float32)
+    there = np.zeros(len(pool.windows), bool)
+    windows = [w.channels for w in pool.windows]
+    batches = pack_windows(windows, encoder.config.tokens, **encoder.batch_shape(longest))
+    for ids, some in encoder.embed_batches(batches):
         pooled[ids], there[ids] = some, True
+    starts = np.array([w.start for w in pool.windows], np.float32)
     for i in np.flatnonzero(~there):
-        refused.append({"recording": names[i], "reason": f"no valid patch in the window from {starts[i]:g} s"})
+        refused.append({"recording": pool.names[i], "reason": f"no valid patch in the window from {starts[i]:g} s"})
     kept = np.flatnonzero(there)
-    return [names[i] for i in kept], np.asarray(starts, np.float32)[kept], pooled[kept]
+    return [pool.names[i] for i in kept], starts[kept], pooled[kept]
 
 
 def from_stores(encoder, where: str, verify: str) -> Iterator[Table]:

@@ -46,6 +46,7 @@ def embed_stores(encoder: LoadedEncoder, stores: list[Store], split: str) -> Ite
     fixed = dataclasses.replace(encoder.config.data.window, random_start=False)
     data = dataclasses.replace(encoder.config.data, weights={}, window=fixed, tokenizer="")
     table = windows.epoch_windows(stores, tokens, data, split, 0)
+    data = dataclasses.replace(data, row_visible=0, **encoder.batch_shape(int(table.tokens.max())))
     with tempfile.TemporaryDirectory(prefix="csfm-plans-") as plans:
         batches = loader.evaluation_batches(stores, tokens, data, split, plans_dir=plans, hide=False)
         for ids, pooled in encoder.embed_batches(batches):

@@ -378,27 +378,32 @@ def _carry_spans(bad, rate, offset, count, target, widen):
 
 def _filtered(x, rate, offset, count, rule, spec, mains, done):
     """[C, n] at `rate` -> [C, count] at the rule's rate, the first sample `offset` seconds after x's first one."""
-    sections, named = _sections(rule, spec, min(rate, rule.rate), mains)
+    sections, rest, named = _sections(rule, spec, min(rate, rule.rate), mains)
     done += named
     if rule.low:  # an offset of any size, or the step at the padding's end would be felt
         x = x - x.mean(axis=1, keepdims=True)
-    kernel = (spec.kernel_lobes + 1) / min(rate, rule.rate)
-    edge = max(spec.edge_seconds, kernel, spec.edge_periods / rule.low if rule.low else 0.0)
-    pad = int(np.ceil(edge * rate))
+    if rate != rule.rate or offset:
+        pad = int(np.ceil((spec.kernel_lobes + 1) * max(1.0, rate / rule.rate)))
+        x = resample(_reflected(x, pad), rate, rule.rate, pad / rate + offset, count, spec)
+    if len(sections):
+        pad = int(max(spec.edge_seconds, spec.edge_periods / rule.low if rule.low else 0.0) * rule.rate)
+        x = _reflected(x, pad)
+        for _ in "forward", "backward":
+            x = dsp.sosfilt(sections, x, axis=1, zi=rest[:, None] * x[None, :, :1])[0][:, ::-1]
+        x = x[:, pad:-pad]
+    return x[:, :count]
+
+
+def _reflected(x, pad):
     # Even, not SciPy's odd reflection: odd pins the ends to zero after a high-pass. On 10-s crops of real recordings
     # the error of the first and last half second, against filtering the whole, is 0.11 of a deviation instead of 0.19
     # to 0.27 (ECG) and 0.18 instead of 0.54 (PPG).
-    x = np.pad(x, ((0, 0), (pad, pad)), mode="reflect")
-    before = int(edge * rule.rate)
-    x = resample(x, rate, rule.rate, pad / rate + offset - before / rule.rate, count + 2 * before, spec)
-    if len(sections):
-        x = dsp.sosfiltfilt(sections, x, axis=1, padtype=None)
-    return x[:, before : before + count]
+    return np.pad(x, ((0, 0), (pad, pad)), mode="reflect")
 
 
 @lru_cache(maxsize=64)
 def _sections(rule: Rule, spec: Spec, rate: float, mains: float | None):
-    """Second-order sections of band and notches at the canonical rate, and their names for the report."""
+    """Second-order sections of band and notches at the canonical rate, their state at rest, and names to report."""
     sections, named, nyquist = [], [], min(rate, rule.rate) / 2
     if rule.low is not None:
         sections.append(dsp.butter(spec.order, rule.low, "highpass", fs=rule.rate, output="sos"))
@@ -410,7 +415,10 @@ def _sections(rule: Rule, spec: Spec, rate: float, mains: float | None):
         if rule.powerline and 0 < hertz < 0.95 * nyquist:
             sections.append(dsp.tf2sos(*dsp.iirnotch(hertz, spec.notch_q, fs=rule.rate)))
             named.append(f"notch {hertz:g} Hz")
-    return np.concatenate(sections) if sections else np.zeros((0, 6)), tuple(named)
+    if not sections:
+        return np.zeros((0, 6)), None, ()
+    sections = np.concatenate(sections)
+    return sections, dsp.sosfilt_zi(sections), tuple(named)
 
 
 def resample(x: np.ndarray, rate: float, target: float, first: float, count: int, spec: Spec) -> np.ndarray:
@@ -491,17 +499,17 @@ def normalise(window: np.ndarray, epsilon: float = 1e-8) -> np.ndarray:
         window: int16 [..., n]; each row (one channel's window) has its own mean and deviation, of its valid samples.
         epsilon: added to the deviation; a constant window becomes zeros.
     """
-    bad = window == INVALID
     x = window.astype(np.float32)
-    if bad.any():
+    if window.size and window.min() == INVALID:
+        bad = window == INVALID
         x[bad] = np.nan
-        count = np.maximum(1, (~bad).sum(axis=-1, keepdims=True))
-        x -= np.nansum(x, axis=-1, keepdims=True, dtype=np.float64).astype(np.float32) / count.astype(np.float32)
+        count = np.maximum(1, (~bad).sum(axis=-1, keepdims=True)).astype(np.float32)
+        x -= np.nansum(x, axis=-1, keepdims=True, dtype=np.float64).astype(np.float32) / count
         power = np.nansum(x * x, axis=-1, keepdims=True) / count
-        return x / (np.sqrt(power) + epsilon).astype(np.float32)
-    x -= x.mean(axis=-1, keepdims=True)
-    power = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
-    x /= np.sqrt(power) + np.float32(epsilon)
+    else:
+        x -= x.mean(axis=-1, keepdims=True)
+        power = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(max(1, x.shape[-1]))
+    x *= np.float32(1) / (np.sqrt(power) + np.float32(epsilon))
     return x
 
 
@@ -518,7 +526,10 @@ def tokens(samples: np.ndarray, patch: int, rate: float) -> tuple[np.ndarray, np
     """
     k = samples.shape[-1] // patch
     patches = samples[..., : k * patch].reshape(*samples.shape[:-1], k, patch)
-    valid = np.isfinite(patches).all(axis=-1)
-    if not valid.all():
+    finite = np.isfinite(patches)
+    if finite.all():  # the common case, and the reduction over short rows below is slow
+        valid = np.ones(patches.shape[:-1], bool)
+    else:
+        valid = finite.all(axis=-1)
         patches = np.where(valid[..., None], patches, np.float32(0))
     return patches, ((np.arange(k) + 0.5) * (patch / rate)).astype(np.float32), valid

@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,6 @@ from csfm_jax import config as config_lib
 from data_pipelines.errors import BadInput
 
 _MANIFEST = re.compile(r"(\d+)\.manifest\.json")
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What a step holds: the arrays with the shardings that were asked for, and the run as plain values."""
-
-    step: int
-    params: dict
-    optimizer: Any
-    run: dict
 
 
 class Checkpoints:
@@ -99,28 +88,36 @@ class Checkpoints:
             with _disk_full_named(self.folder):
                 sealing.result()
 
-    def restore(self, step: int, params: dict, optimizer: Any) -> Restored:
-        """Verifies a step against its manifest and reads it.
-
-        Args:
-            step: a finished step.
-            params, optimizer: abstract trees (ShapeDtypeStruct with sharding) of what to read.
+    def read_run(self) -> dict:
+        """Verifies the latest finished step against its manifest and reads its `run` item; {} where there is no step.
 
         Raises:
             BadInput: a file is missing, truncated or changed; names the file, and the step to go back to.
         """
+        step = self.latest()
+        if step is None:
+            return {}
         verify_step(self.folder / str(step), shard=jax.process_index(), shards=jax.process_count())
         _barrier("checkpoint verified")
-        items = self._orbax.load_checkpointables(step, dict(params=params, optimizer=optimizer, run=None))
-        return Restored(step, items["params"], items["optimizer"], items["run"])
+        return self._orbax.load_checkpointables(step, dict(run=None))["run"]
+
+    def restore(self, step: int, params: dict, optimizer: Any) -> tuple[dict, Any]:
+        """Reads the arrays of a step that `read_run` has verified.
+
+        Args:
+            params, optimizer: abstract trees (ShapeDtypeStruct with sharding) of what to read.
+        """
+        items = self._orbax.load_checkpointables(step, dict(params=params, optimizer=optimizer))
+        return items["params"], items["optimizer"]
 
     def close(self) -> None:
         """Waits for the save under way and ends the background threads. Raises as `save` does."""
-        try:
-            self.wait()
-        finally:
-            self._sealer.shutdown()
-            self._orbax.close()
+        with _disk_full_named(self.folder):
+            try:
+                self.wait()
+            finally:
+                self._sealer.shutdown()
+                self._orbax.close()
 
     def _seal(self, step: int, committed) -> None:
         committed.result()
@@ -251,7 +248,8 @@ def _way_back(step_folder: Path) -> str:
     others = [s for s in finished_steps(step_folder.parent) if s < int(step_folder.name)]
     for step in reversed(others):
         if not any(_differences(step_folder.parent / str(step), 0, 1, True)):
-            return f"restore the file from a copy, or delete the folder {step_folder} to go on from step {step} (intact)"
+            back = f"delete the folder {step_folder} to go on from step {step} (intact)"
+            return f"restore the file from a copy, or {back}"
     return "restore the file from a copy; no older step here is intact"
 
 

@@ -6,9 +6,6 @@ import optax
 from csfm_jax.config import OptimizerConfig
 from data_pipelines.errors import BadInput
 
-# Words in a parameter's path that mark a lookup table or a mark: shrinking those only rescales rare rows.
-_TABLES = ("embedding", "table", "cls", "mask_token", "position")
-
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate as a function of the number of updates made so far.
@@ -35,37 +32,32 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
-def decay_mask(params: dict, stacked: dict) -> dict:
-    """Which parameters are decayed: matrices that multiply activations, and nothing else.
+def decay_mask(params: dict) -> dict:
+    """Which parameters are decayed: kernels, i.e. what multiplies activations.
+
+    By name, not by rank: a stacked bias [layers, width] has the rank of a matrix and a lookup table is one. Vectors,
+    embedding tables and CLS stay free: shrinking them would only rescale rare rows, or move an offset to zero.
 
     Args:
-        params: nested dict of parameters (or of their shapes).
-        stacked: the same tree of bools: whether the leading axis runs over layers, so that a [layers, width] leaf
-            is one vector a layer, not a matrix.
+        params: nested dict of parameters, or of their shapes.
 
     Returns:
-        The same tree of bools; False for vectors (biases, scales), embedding tables and CLS.
+        The same tree of bools.
     """
-
-    def decays(path, leaf, is_stacked):
-        words = [str(getattr(key, "key", key)).lower() for key in path]
-        return leaf.ndim - is_stacked >= 2 and not any(mark in word for word in words for mark in _TABLES)
-
-    return jax.tree_util.tree_map_with_path(decays, params, stacked)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, stacked: dict) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW as an optax chain: clip, moments, decay (masked), rate.
 
     Args:
         config: rates and betas.
         steps: length of the run, for the cosine.
-        stacked: see `decay_mask`.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2),
         # decoupled: after the moments and before the rate, so that decay follows the schedule (Loshchilov & Hutter)
-        optax.add_decayed_weights(config.weight_decay, mask=lambda params: decay_mask(params, stacked)),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )

@@ -1,0 +1,37 @@
+"""Pretrains a model, or goes on where the same command stopped.
+
+csfm train --config=csfm_base --workdir=DIR --config.data.stores=STORES --config.optimizer.learning_rate=3e-4
+
+SIGTERM or Ctrl-C finishes the step, saves and exits with 0; the same command goes on from there. DIR holds
+metrics.jsonl, validation.jsonl, tensorboard/, checkpoints/ and the record of the run.
+"""
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+from csfm_jax import config as configs
+
+
+def arguments(parser):
+    parser.add_argument("--config", required=True, help="a config file or the name of a shipped one")
+    parser.add_argument("--workdir", required=True, type=Path, help="the run's folder; made if absent")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one process of several (TPU pod, SLURM, Open MPI): join the others before anything else",
+    )
+
+
+def run(args) -> None:
+    config = configs.load(args.config, args.overrides)  # before JAX starts: a typo is answered at once
+    import jax
+
+    if args.distributed:
+        jax.distributed.initialize()
+    # Orbax logs the traceback of every background thread that fails; the loop raises the error itself, once.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    from csfm_jax.training.loop import train
+
+    train(config, args.workdir, command=shlex.join(["csfm", *sys.argv[1:]]))

@@ -1,0 +1,250 @@
+"""The training run: build mesh, data, model, optimizer; restore; step; log; save."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from csfm_jax import sharding
+from csfm_jax.config import Config
+from csfm_jax.models import config as model_config
+from csfm_jax.models import flops
+from csfm_jax.training import record, step
+from csfm_jax.training.checkpoint import Checkpoints
+from csfm_jax.training.metrics import Interval, Log, Speed, averages, batch_facts, interval_from, interval_values
+from csfm_jax.training.optimizer import learning_rate, make_optimizer
+from csfm_jax.training.state import Blueprint, TrainState, blueprint
+from csfm_jax.training.stopping import RunStopped, StopRequest
+from data_pipelines import masking, windows
+from data_pipelines.errors import BadInput
+from data_pipelines.loader import Loader, evaluation_batches, make_loader
+from data_pipelines.store import open_stores
+from data_pipelines.text import choose_tokenizer
+
+
+def train(config: Config, workdir: Path, *, command: str) -> None:
+    """Trains to `config.training.steps`, or goes on where an earlier call with this work directory stopped.
+
+    Args:
+        config: the whole run. workdir: made if absent; see `record.write_folder`, `metrics.Log` and `checkpoint` for
+            what lies in it. command: kept with the run.
+
+    Raises:
+        BadInput: anything that the user can correct. RunStopped: too many non-finite steps in a row.
+        OSError: ENOSPC when the disk is full; the last good checkpoint stands.
+    """
+    with contextlib.ExitStack() as until_end:
+        # The signals first: whatever comes at any moment from here on ends in a saved checkpoint.
+        stop = until_end.enter_context(StopRequest())
+        # All that can be refused is refused before anything is compiled, cheapest first.
+        model_config.check(config)
+        mesh = sharding.make_mesh(config.mesh)
+        sharding.check(config, mesh)
+        rate = learning_rate(config.optimizer, config.training.steps)
+        optimizer = make_optimizer(config.optimizer, config.training.steps)
+        stores = open_stores(config.data.stores, config.data.verify)
+        workdir.mkdir(parents=True, exist_ok=True)
+        _cache_compilations(workdir)
+        checkpoints = Checkpoints(workdir / "checkpoints", keep=config.training.keep_checkpoints)
+        until_end.callback(checkpoints.close)
+
+        saved = checkpoints.read_run()
+        tokenizer = choose_tokenizer(stores, config.tokens, config.data.tokenizer)
+        about = record.describe(config, stores, tokenizer, command)
+        if saved:
+            # Before arrays are read: another width would fail there too, but not by the name of its field.
+            record.check_resumable(saved, about, str(workdir))
+        loader = make_loader(
+            stores,
+            config.tokens,
+            config.data,
+            plans_dir=workdir / "plans",
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+            state=saved.get("data"),
+        )
+        until_end.callback(loader.close)
+        # Before the first collective of the first step: hosts that disagree would wait for each other for ever.
+        _check_same_plan(loader)
+
+        plan = blueprint(config, optimizer, mesh)
+        state = _restored(checkpoints, plan, saved) if saved else plan.initial()
+        done = saved.get("step", 0)
+        writes = jax.process_index() == 0
+        if writes:
+            record.write_folder(workdir, about, record.trained_subjects(stores, config))
+            _print_start(config, plan, loader, done)
+        log = until_end.enter_context(Log(workdir, done=done, steps=config.training.steps, write=writes))
+        until_end.enter_context(sharding.use(mesh))
+
+        run = Run(config, plan, loader, checkpoints, log, about)
+        run.interval = interval_from(saved["interval"]) if saved else Interval()
+        validation = Validation(config, plan, stores, workdir / "plans", mesh)
+        train_step = step.make_train_step(plan, optimizer, rate, config.training.seed)
+        for number in range(done + 1, config.training.steps + 1):
+            batch, facts = run.next_batch()
+            state, metrics = train_step(state, step.to_global(batch, mesh))
+            # Only now, with this step under way on the devices, are the metrics of the one before fetched: the host
+            # never makes the devices wait.
+            run.settle()
+            run.pending = number, metrics, facts
+            checkpoints.check()
+            last = stop.asked(number) or number == config.training.steps
+            if number % config.training.eval_every == 0:
+                run.settle()
+                log.write("validation", number, validation.measure(state.params))
+            if last or number % config.training.save_every == 0:
+                # Lines up to a checkpoint's step are on disk before it is: a restart drops only later ones.
+                run.settle()
+                run.save(number, state)
+            if last:
+                break
+        # The context's end waits for the save under way, then closes workers and files.
+
+
+class Run:
+    """What the loop does between steps, kept out of the way of its order.
+
+    Attributes:
+        pending: (step, metrics on the devices, facts) of the step whose metrics were not fetched yet.
+        interval: sums since the last line.
+    """
+
+    def __init__(
+        self, config: Config, plan: Blueprint, loader: Loader, checkpoints: Checkpoints, log: Log, about: dict
+    ):
+        self._config, self._loader, self._checkpoints, self._log, self._about = config, loader, checkpoints, log, about
+        kind, compute = jax.devices()[0].device_kind, config.encoder.compute
+        peak = flops.peak(kind, compute)
+        per_step = flops.count(config).train * config.data.rows
+        self._speed = Speed(per_step, None if peak is None else peak * jax.device_count())
+        self._capacities = windows.capacities(config.tokens, config.data)
+        self.pending, self.interval, self._bad, self._skipped = None, Interval(), 0, 0
+        self._fill = {}
+
+    def next_batch(self):
+        """The next local batch and what the host reads off it."""
+        epoch, began = self._loader.state()["epoch"], time.perf_counter()
+        batch = next(self._loader)
+        waited = time.perf_counter() - began
+        if epoch not in self._fill:
+            self._fill = {epoch: float(self._loader.plans.get(epoch).packing.fill[0])}
+        return batch, batch_facts(batch, self._fill[epoch], waited)
+
+    def settle(self) -> None:
+        """Fetches the pending step's metrics; writes a line where one is due.
+
+        Raises:
+            RunStopped: `training.bad_steps` in a row were not finite.
+        """
+        if self.pending is None:
+            return
+        (number, metrics, facts), self.pending = self.pending, None
+        metrics = jax.device_get(metrics)
+        self._bad, self._skipped = int(metrics.bad), int(metrics.skipped)
+        self.interval.add(metrics, facts)
+        self._speed.add(metrics, facts)
+        if number % self._config.training.log_every == 0:
+            row_tokens, row_visible, _ = self._capacities
+            values = self.interval.values(row_tokens, row_visible, self._config.data.rows)
+            self._log.write("metrics", number, {**values, **self._speed.values()})
+            self._log.progress(number, values["loss"])
+            self.interval = Interval()
+        if self._bad >= self._config.training.bad_steps:
+            last = self._checkpoints.latest()
+            raise RunStopped(
+                f"training step {number}",
+                f"{self._bad} steps in a row with a loss or gradient that is not finite",
+                f"fewer than config.training.bad_steps = {self._config.training.bad_steps}",
+                f"no update was made since step {number - self._bad}; "
+                + (f"the checkpoint of step {last} stands; " if last is not None else "")
+                + "look at the data, or begin again in another --workdir with a lower config.optimizer.learning_rate",
+            )
+
+    def save(self, number: int, state: TrainState) -> None:
+        """Starts saving the state after step `number`."""
+        position = {
+            "step": number,
+            "bad": self._bad,
+            "skipped": self._skipped,
+            "data": self._loader.state(),
+            "interval": interval_values(self.interval),
+        }
+        self._checkpoints.save(number, state.params, state.optimizer, {**self._about, **position})
+
+
+class Validation:
+    """Held-out loss and errors on validation subjects, for each kind of mask, with fixed starts and fixed masks."""
+
+    def __init__(self, config: Config, plan: Blueprint, stores, plans_dir: Path, mesh):
+        self._config, self._stores, self._plans_dir, self._mesh = config, stores, plans_dir, mesh
+        self._evaluate = step.make_eval_step(plan)
+        self._present = any(np.any(store.index.split == 1) for store in stores)
+        if not self._present and jax.process_index() == 0:
+            print("no validation subjects in these stores: no held-out loss will be measured", flush=True)
+
+    def measure(self, params: dict) -> dict:
+        """{"validation/KIND/METRIC/MODALITY": average over `training.eval_batches` batches}."""
+        found = {}
+        for kind in masking.STRATEGIES if self._present else ():
+            sums, counts = {}, {}
+            batches = evaluation_batches(
+                self._stores,
+                self._config.tokens,
+                self._config.data,
+                "validation",
+                plans_dir=self._plans_dir / "validation",
+                strategy=kind,
+                host=jax.process_index(),
+                hosts=jax.process_count(),
+            )
+            for _, batch in zip(range(self._config.training.eval_batches), batches):
+                outputs = jax.device_get(self._evaluate(params, step.to_global(batch, self._mesh)))
+                for total, more in zip((sums, counts), outputs):
+                    for name, value in more.items():
+                        total[name] = total.get(name, 0.0) + float(value)
+            found |= {f"validation/{kind}/{name}": value for name, value in averages(sums, counts).items()}
+        return found
+
+
+def _restored(checkpoints: Checkpoints, plan: Blueprint, saved: dict) -> TrainState:
+    # Straight into the mesh at hand, which need not be the one that saved; nothing is initialised first.
+    params, moments = checkpoints.restore(saved["step"], plan.abstract.params, plan.abstract.optimizer)
+    return plan.resumed(params, moments, saved["step"], saved["bad"], saved["skipped"])
+
+
+def _check_same_plan(loader: Loader) -> None:
+    if jax.process_count() == 1:
+        return
+    mine = np.frombuffer(loader.plan_digest.encode()[:32], np.uint8)
+    everyone = multihost_utils.process_allgather(mine)
+    if (everyone != mine).any():
+        raise BadInput(
+            "config.data.stores",
+            "other packing plans on other hosts",
+            "the same stores and settings on every host",
+            "copy the stores again, or let all hosts read them from one place",
+        )
+
+
+def _cache_compilations(workdir: Path) -> None:
+    # A restart then compiles nothing; what takes less than a second is not worth a file.
+    if jax.config.jax_compilation_cache_dir is None:  # a cache that several runs share may be set in the environment
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _print_start(config: Config, plan: Blueprint, loader: Loader, done: int) -> None:
+    counted, fill = flops.count(config), loader.plans.get(loader.state()["epoch"]).packing.fill
+    tokens = config.data.rows * config.data.row_tokens
+    print(
+        f"devices: {record.device_line()}\n"
+        f"parameters: {plan.parameters:,}; decoder's share of the FLOPs: {counted.decoder_share:.0%}\n"
+        f"a step: {config.data.rows} rows, {tokens:,} tokens at most; the plan fills {fill[0]:.1%} of T, "
+        f"{fill[1]:.1%} of V\n"
+        f"steps: {done:,} done of {config.training.steps:,}",
+        flush=True,
+    )

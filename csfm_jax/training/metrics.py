@@ -1,0 +1,239 @@
+"""Metrics: what one line says, and where lines go (JSON always, TensorBoard, a progress bar on a terminal)."""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from csfm_jax.training.step import StepMetrics
+from data_pipelines.batch import TokenBatch
+from data_pipelines.signals import CHANNELS, MODALITIES
+
+_MODALITY_BIT = np.array([1 << list(MODALITIES).index(c.modality) if c.modality in MODALITIES else 0 for c in CHANNELS])
+
+
+@dataclass(frozen=True)
+class BatchFacts:
+    """What the host reads off its own rows before they leave for the devices.
+
+    Attributes:
+        sensors: set of modalities ("ecg+ppg") -> windows that have exactly these.
+        planned: tokens that the plan put into the rows in use; more than are there where a sensor was off.
+        tokens: tokens that are there. waited: seconds that the loop waited for the batch.
+    """
+
+    sensors: dict[str, int]
+    planned: float
+    tokens: int
+    waited: float
+
+
+def batch_facts(batch: TokenBatch, planned_fill: float, waited: float) -> BatchFacts:
+    """Summarises a host-local batch.
+
+    Args:
+        batch: NumPy arrays. planned_fill: tokens of the epoch's plan over its capacity. waited: seconds.
+    """
+    rows, windows = batch.window.shape
+    place = np.arange(rows)[:, None] * (windows + 1) + batch.segment
+    bits = np.zeros(rows * (windows + 1), np.int64)
+    for bit in (1 << i for i in range(len(MODALITIES))):
+        bits[np.unique(place[(_MODALITY_BIT[batch.channel] & bit) > 0])] |= bit
+    sensors = {}
+    for code, count in zip(*np.unique(bits[bits > 0], return_counts=True)):
+        sensors["+".join(m for i, m in enumerate(MODALITIES) if code >> i & 1)] = int(count)
+    used = int(np.count_nonzero((batch.window >= 0).any(axis=1)))
+    planned = planned_fill * used * batch.channel.shape[1]
+    return BatchFacts(sensors, planned, int(np.count_nonzero(batch.channel)), waited)
+
+
+@dataclass
+class Interval:
+    """Sums since the last line. Plain values: it travels in a checkpoint, so that a resumed run's lines are the same.
+
+    Averages are sums over sums of all steps of the interval, never means of means; a step that was not finite
+    contributes its counters only.
+    """
+
+    steps: int = 0
+    finite: int = 0
+    loss: float = 0.0
+    gradient_norm: float = 0.0
+    learning_rate: float = 0.0
+    skipped: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    visible: int = 0
+    windows: int = 0
+    sensors: dict[str, int] = field(default_factory=dict)
+    planned: float = 0.0
+    present: int = 0
+
+    def add(self, metrics: StepMetrics, facts: BatchFacts) -> None:
+        """Adds one step; `metrics` already on the host."""
+        self.steps += 1
+        self.skipped = int(metrics.skipped)
+        self.learning_rate = float(metrics.learning_rate)
+        self.tokens += int(metrics.tokens)
+        self.visible += int(metrics.visible)
+        self.windows += int(metrics.windows)
+        _add(self.sensors, facts.sensors)
+        self.planned += facts.planned
+        self.present += facts.tokens
+        if metrics.finite:
+            self.finite += 1
+            self.loss += float(metrics.loss)
+            self.gradient_norm += float(metrics.gradient_norm)
+            _add(self.sums, {k: float(v) for k, v in metrics.sums.items()})
+            _add(self.counts, {k: float(v) for k, v in metrics.counts.items()})
+
+    def values(self, row_tokens: int, row_visible: int, rows: int) -> dict:
+        """The interval's averages; None where nothing was counted.
+
+        Args:
+            row_tokens, row_visible: T and V. rows: of a global batch.
+        """
+        windows = sum(self.sensors.values())
+        return {
+            "loss": _ratio(self.loss, self.finite),
+            **averages(self.sums, self.counts),
+            "gradient_norm": _ratio(self.gradient_norm, self.finite),
+            "learning_rate": self.learning_rate,
+            "fill/tokens": _ratio(self.tokens, self.steps * rows * row_tokens),
+            "fill/visible": _ratio(self.visible, self.steps * rows * row_visible),
+            # the plan's average fill stands for the rows at hand: a percent of noise over few rows
+            "missing": None if self.planned == 0 else max(0.0, 1 - self.present / self.planned),
+            "sensors": {name: count / windows for name, count in sorted(self.sensors.items())},
+            "skipped": self.skipped,
+        }
+
+
+def averages(sums: dict[str, float], counts: dict[str, float]) -> dict[str, float | None]:
+    """Sums over counts by name; "rmse/..." sums are of squares, so its root is taken here, after the division."""
+    result = {}
+    for name in sorted(sums):
+        mean = _ratio(sums[name], counts[name])
+        result[name] = math.sqrt(mean) if mean is not None and name.startswith("rmse/") else mean
+    return result
+
+
+class Speed:
+    """Rates between two lines, of this process: wall time, time spent waiting for data."""
+
+    def __init__(self, flops_per_step: float, peak: float | None):
+        self._flops, self._peak = flops_per_step, peak
+        self._restart()
+
+    def _restart(self):
+        self._since, self._waited, self._steps, self._tokens, self._windows = time.perf_counter(), 0.0, 0, 0, 0
+
+    def add(self, metrics: StepMetrics, facts: BatchFacts) -> None:
+        self._steps += 1
+        self._waited += facts.waited
+        self._tokens += int(metrics.tokens)
+        self._windows += int(metrics.windows)
+
+    def values(self) -> dict:
+        """Rates since the last call. "mfu" is None where the device's peak is not known (CPU)."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        found = {
+            "tokens_per_second": self._tokens / seconds,
+            "windows_per_second": self._windows / seconds,
+            "mfu": None if self._peak is None else self._flops * self._steps / seconds / self._peak,
+            "seconds_waiting": self._waited,
+        }
+        self._restart()
+        return found
+
+
+class Log:
+    """Where lines go. Only process 0 writes.
+
+    Args:
+        folder: the work directory: metrics.jsonl (training), validation.jsonl, tensorboard/.
+        done: steps that the restored state has taken; later lines are of a run that was cut off, and are dropped, so
+            that each step stands in the file once.
+        steps: length of the run, for the progress bar, which is shown on a terminal only.
+    """
+
+    def __init__(self, folder: Path, *, done: int, steps: int, write: bool):
+        self._files, self._board, self._bar = {}, None, None
+        if not write:
+            return
+        for name in ("metrics", "validation"):
+            path = folder / f"{name}.jsonl"
+            drop_lines_after(path, done)
+            self._files[name] = open(path, "a", encoding="utf-8")
+        from tensorboardX import SummaryWriter  # pulls in protobuf; not for `import csfm_jax`
+
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
+
+    def write(self, name: str, step: int, values: dict) -> None:
+        """Writes one line to NAME.jsonl, flushed, and its numbers to TensorBoard."""
+        if not self._files:
+            return
+        self._files[name].write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        self._files[name].flush()
+        for key, value in values.items():
+            for part, number in (value if isinstance(value, dict) else {"": value}).items():
+                if number is not None:
+                    self._board.add_scalar(f"{key}/{part}" if part else key, number, step)
+
+    def progress(self, step: int, loss: float | None) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix(loss=loss, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        for open_one in (*self._files.values(), self._board, self._bar):
+            if open_one is not None:
+                open_one.close()
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Keeps the lines of a .jsonl file up to a step; a line that a kill cut in two goes as well."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def interval_from(values: dict) -> Interval:
+    """The interval that a checkpoint holds."""
+    return Interval(**values)
+
+
+def interval_values(interval: Interval) -> dict:
+    """An interval as plain values, for a checkpoint."""
+    return dataclasses.asdict(interval)
+
+
+def _add(into: dict, more: dict) -> None:
+    for name, value in more.items():
+        into[name] = into.get(name, 0) + value
+
+
+def _ratio(value: float, count: float) -> float | None:
+    return value / count if count else None

@@ -1,0 +1,135 @@
+"""The record of a run: what its folder and every checkpoint say about where the weights come from."""
+
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from csfm_jax.config import Config
+from data_pipelines.errors import BadInput
+from data_pipelines.signals import CHANNELS
+from data_pipelines.store import Store
+
+# What may differ when a run goes on: how and how often, where things lie, on which devices. All else decides what is
+# learned.
+FREE = (
+    "training.log_every",
+    "training.eval_every",
+    "training.eval_batches",
+    "training.save_every",
+    "training.keep_checkpoints",
+    "training.bad_steps",
+    "data.stores",
+    "data.tokenizer",
+    "data.workers",
+    "data.verify",
+    "mesh",
+    "encoder.attention",
+    "encoder.remat",
+)
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "tokenizers")
+
+
+def trained_subjects(stores: list[Store], config: Config) -> list[str]:
+    """Hashed ids of the subjects that this run may train on: of split "train", in stores of weight above 0; sorted."""
+    used = [s.index.subject[s.index.split == 0] for s in stores if config.data.weights.get(s.name, 1.0) > 0]
+    return sorted({subject.decode() for subject in np.concatenate(used)})
+
+
+def describe(config: Config, stores: list[Store], tokenizer: str | None, command: str) -> dict:
+    """The part of a checkpoint's `run` item that stays the same throughout a run; plain values.
+
+    Args:
+        config, stores: of the run. tokenizer: JSON text, or None without text. command: as it was given.
+    """
+    subjects = trained_subjects(stores, config)
+    return {
+        "config": config.to_dict(),
+        "preprocessing": stores[0].spec.to_dict(),
+        "channels": [channel.name for channel in CHANNELS],
+        "tokenizer": tokenizer,
+        "versions": versions(),
+        "command": command,
+        "subjects": {"count": len(subjects), "sha256": hashlib.sha256("\n".join(subjects).encode()).hexdigest()},
+        "stores": {store.name: _describe_store(store) for store in stores},
+    }
+
+
+def _describe_store(store: Store) -> dict:
+    train = store.index.split == 0
+    return {
+        "digest": store.digest,
+        "recordings": int(np.count_nonzero(train)),
+        "subjects": len(np.unique(store.index.subject[train])),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python, machine and the packages that decide the numbers."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "machine": platform.machine(), **found}
+
+
+def write_folder(folder: Path, record: dict, subjects: list[str]) -> None:
+    """Writes the record beside the checkpoints, one file a part, for people and scripts that read no Orbax.
+
+    config.json, preprocessing.json, channels.json, versions.json, stores.json, command.txt, subjects-trained.txt.gz
+    (hashed, one a line) and, with text, tokenizer.json.
+    """
+    for name in ("config", "preprocessing", "channels", "versions", "stores"):
+        (folder / f"{name}.json").write_text(json.dumps(record[name], indent=1) + "\n", encoding="utf-8")
+    (folder / "command.txt").write_text(record["command"] + "\n", encoding="utf-8")
+    if record["tokenizer"] is not None:
+        (folder / "tokenizer.json").write_text(record["tokenizer"], encoding="utf-8")
+    lines = "".join(f"{subject}\n" for subject in subjects).encode()
+    (folder / "subjects-trained.txt.gz").write_bytes(gzip.compress(lines, mtime=0))  # same subjects, same bytes
+
+
+def check_resumable(saved: dict, now: dict, where: str) -> None:
+    """Refuses to go on with another run than the one that was saved.
+
+    Args:
+        saved: `run` of the checkpoint. now: `describe` of this command. where: the work directory.
+
+    Raises:
+        BadInput: names the config fields, the preprocessing versions, or the data that differ.
+    """
+    remedy = "give the same command as before, or another --workdir for another run"
+    before, after = _flat(saved["config"]), _flat(now["config"])
+    changed = [
+        f"config.{name} = {after.get(name)} (was {before.get(name)})"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not name.startswith(FREE)
+    ]
+    if changed:
+        raise BadInput(where, "a run with other settings: " + ", ".join(changed), "the settings it began with", remedy)
+    if saved["preprocessing"] != now["preprocessing"]:
+        old, new = (_name_of(r["preprocessing"]) for r in (saved, now))
+        raise BadInput(where, f"stores prepared with {new}", f"{old}, as the run began with", remedy)
+    if saved["channels"] != now["channels"][: len(saved["channels"])]:
+        raise BadInput(where, "a run with another channel vocabulary", "this version's or a start of it", remedy)
+    for part in ("tokenizer", "subjects"):
+        if saved[part] != now[part]:
+            raise BadInput(where, f"a run with other {part}", f"the {part} it began with", remedy)
+
+
+def _name_of(spec: dict) -> str:
+    return f"{spec['name']} version {spec['version']} ({hashlib.sha256(json.dumps(spec).encode()).hexdigest()[:8]})"
+
+
+def _flat(tree: dict, path: str = "") -> dict:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
+    return flat
+
+
+def device_line() -> str:
+    """Devices in words: "8 x TPU v5 lite on 2 hosts"."""
+    hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}{hosts}"

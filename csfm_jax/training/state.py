@@ -1,0 +1,93 @@
+"""What a training step carries over to the next: parameters, optimizer state and three counters."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from csfm_jax import objectives, sharding
+from csfm_jax.config import Config
+
+
+class TrainState(NamedTuple):
+    """The arrays of a run, all of them global (a host-local leaf could not be saved by several processes).
+
+    Attributes:
+        params: nested dict of float32 arrays under plain names ("encoder" / "transformer" / "blocks" / ...).
+        optimizer: optax state of the same shardings.
+        step: int32, steps taken, skipped ones included.
+        bad: int32, non-finite steps in a row up to now. skipped: int32, non-finite steps in all.
+    """
+
+    params: dict
+    optimizer: Any
+    step: jax.Array
+    bad: jax.Array
+    skipped: jax.Array
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """An objective's structure, and the shapes and placement of a run's state: known before any array exists.
+
+    Attributes:
+        graphdef: `nnx.merge(graphdef, params)` is the objective again; split once, merged inside jit, because
+            `nnx.jit` costs several times more on the host at every call.
+        abstract: TrainState of ShapeDtypeStructs, with shardings; what a checkpoint is restored into.
+        build: the function that makes the initial TrainState, to be jitted under the mesh.
+    """
+
+    graphdef: nnx.GraphDef
+    abstract: TrainState
+    build: Any
+
+    @property
+    def shardings(self) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    @property
+    def parameters(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+
+    def initial(self) -> TrainState:
+        """The state at step 0, born sharded: no device ever holds more than its part."""
+        return jax.jit(self.build, out_shardings=self.shardings)()
+
+    def resumed(self, params: dict, optimizer: Any, step: int, bad: int, skipped: int) -> TrainState:
+        """The state as it was saved; the arrays already have their shardings."""
+        place = self.shardings
+        counters = (jax.device_put(np.int32(n), s) for n, s in zip((step, bad, skipped), place[2:]))
+        return TrainState(params, optimizer, *counters)
+
+
+def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> Blueprint:
+    """Traces the objective of a config without making its arrays.
+
+    Called outside `sharding.use`: no array is made here, and the placements follow from the logical axis names.
+    """
+
+    def objective() -> nnx.Module:
+        return objectives.build(config, rngs=nnx.Rngs(config.training.seed))
+
+    graphdef, params = nnx.split(nnx.eval_shape(objective), nnx.Param)  # no room for state besides parameters
+    placed = nnx.to_pure_dict(sharding.shardings(params, mesh))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def build() -> TrainState:
+        pure = nnx.to_pure_dict(nnx.state(objective()))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(pure, optimizer.init(pure), zero, zero, zero)
+
+    shapes = jax.eval_shape(build)
+    # moments lie where their parameters lie; everything else (counters) is whole on every device
+    of_optimizer = optax.tree_utils.tree_map_params(
+        optimizer, lambda _, s: s, shapes.optimizer, placed, transform_non_params=lambda _: whole
+    )
+    shardings = TrainState(placed, of_optimizer, whole, whole, whole)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return Blueprint(graphdef, abstract, build)

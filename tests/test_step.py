@@ -1,0 +1,184 @@
+"""The training step: the same on 1 and 8 devices, proof against NaN, with dropout that depends on (seed, step) alone.
+
+Run as a script with a mesh, it prints the losses and gradients of a few steps (as JSON) for the first test.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from csfm_jax import config as config_lib
+from csfm_jax import sharding
+from csfm_jax.training.optimizer import learning_rate, make_optimizer
+from csfm_jax.training.state import blueprint
+from csfm_jax.training.step import make_eval_step, make_train_step, to_global
+from data_pipelines.batch import TokenBatch
+from data_pipelines.signals import CHANNEL_ID, CLS, TEXT
+
+ROWS, TOKENS, VISIBLE, WINDOWS, PATCH, WORDS = 8, 48, 20, 4, 25, 6
+
+VALUES = {
+    "tokens": {"modalities": ["ecg", "ppg"], "text_length": WORDS, "text_vocabulary": 50},
+    "data": {"rows": ROWS, "row_tokens": TOKENS, "row_visible": VISIBLE, "row_windows": WINDOWS},
+    "encoder": {"width": 32, "depth": 2, "heads": 2, "head_dim": 16, "mlp": 64, "dropout": 0.1},
+    "decoder": {"width": 16, "depth": 1, "heads": 2, "head_dim": 8, "mlp": 32},
+    "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2},
+    "training": {"steps": 20},
+}
+
+
+def fake_batch(seed: int) -> TokenBatch:
+    """Rows of windows with different sensors and lengths, so that no device's share weighs like another's."""
+    rng = np.random.default_rng(seed)
+    batch = TokenBatch(
+        patches=np.zeros((ROWS, TOKENS, PATCH), np.float32),
+        channel=np.zeros((ROWS, TOKENS), np.int32),
+        segment=np.zeros((ROWS, TOKENS), np.int32),
+        time=np.zeros((ROWS, TOKENS), np.float32),
+        text=np.zeros((ROWS, TOKENS), np.int32),
+        visible=np.full((ROWS, VISIBLE), TOKENS, np.int32),
+        target=np.zeros((ROWS, TOKENS), bool),
+        labels=np.zeros((ROWS, WINDOWS, 0), np.float32),
+        token_labels=np.full((ROWS, TOKENS), -1, np.int32),
+        window=np.full((ROWS, WINDOWS), -1, np.int32),
+    )
+    for row in range(ROWS - 1):  # the last row stays empty, as at an epoch's end
+        at = 0
+        for window in range(rng.integers(1, WINDOWS + 1)):
+            channel, words = rng.choice([CHANNEL_ID["II"], CHANNEL_ID["PPG"]]), rng.integers(0, 3)
+            patches = rng.integers(3, 9)
+            here = slice(at, at + 1 + patches + words)
+            batch.channel[row, here] = [CLS, *[channel] * patches, *[TEXT] * words]
+            batch.segment[row, here] = window + 1
+            batch.window[row, window] = row * WINDOWS + window
+            batch.time[row, here] = [0, *(0.05 + 0.1 * np.arange(patches)), *range(words)]
+            batch.text[row, here] = [0] * (1 + patches) + list(rng.integers(1, 50, words))
+            batch.patches[row, at + 1 : at + 1 + patches] = rng.normal(size=(patches, PATCH))
+            batch.target[row, here] = batch.channel[row, here] != CLS
+            at = here.stop
+        seen = np.sort(np.flatnonzero((batch.channel[row] == CLS) | (rng.random(TOKENS) < 0.2) & batch.target[row]))
+        seen = seen[:VISIBLE]
+        batch.visible[row, : len(seen)] = seen
+        batch.target[row, seen] = False
+    return batch
+
+
+class Run:
+    """A run on fake batches, on all devices there are."""
+
+    def __init__(self, **overrides):
+        self.config = config_lib.from_dict(VALUES | overrides)
+        rate = learning_rate(self.config.optimizer, self.config.training.steps)
+        self.optimizer = make_optimizer(self.config.optimizer, self.config.training.steps)
+        self.mesh = sharding.make_mesh(self.config.mesh)
+        self.plan = blueprint(self.config, self.optimizer, self.mesh)
+        self.state = self.plan.initial()
+        self.step_function = make_train_step(self.plan, self.optimizer, rate, self.config.training.seed)
+
+    def step(self, batch: TokenBatch):
+        with sharding.use(self.mesh):
+            self.state, metrics = self.step_function(self.state, to_global(batch, self.mesh))
+        return jax.device_get(metrics)
+
+
+def leaves(tree) -> dict[str, np.ndarray]:
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def first_moments(run) -> dict[str, np.ndarray]:
+    """After one step from zero, the first moments are the clipped gradients up to a factor."""
+    return leaves(next(s for s in run.state.optimizer if isinstance(s, optax.ScaleByAdamState)).mu)
+
+
+def trace(steps: int = 5, **overrides) -> dict:
+    run, losses = Run(**overrides), []
+    for number in range(steps):
+        losses.append(float(run.step(fake_batch(number)).loss))
+        if number == 0:
+            gradients = {name: value.ravel().tolist() for name, value in first_moments(run).items()}
+    whole = all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(run.state.params))
+    return {"devices": jax.device_count(), "losses": losses, "gradients": gradients, "whole": whole}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return trace()
+
+
+@pytest.mark.parametrize("mesh", [{}, {"replica": 2, "data": 1, "fsdp": -1, "tensor": 2}], ids=["data", "mixed"])
+def test_eight_devices_give_the_losses_and_gradients_of_one(one_device, mesh):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, __file__, json.dumps(mesh)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    eight = json.loads(result.stdout)
+    assert (one_device["devices"], eight["devices"]) == (1, 8)
+    assert eight["whole"] == (not mesh)  # with fsdp and tensor axes, parameters really are split
+    np.testing.assert_allclose(eight["losses"], one_device["losses"], rtol=1e-5)
+    assert eight["gradients"].keys() == one_device["gradients"].keys()
+    for name, gradient in one_device["gradients"].items():
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(eight["gradients"][name], gradient, atol=1e-5 * scale + 1e-9, err_msg=name)
+
+
+def test_training_lowers_the_loss_and_counts_what_it_saw():
+    run, batch = Run(), fake_batch(0)
+    first = run.step(batch)
+    for _ in range(12):
+        last = run.step(batch)
+    assert last.loss < 0.9 * first.loss
+    assert first.tokens == (batch.channel > 0).sum() and first.windows == (batch.window >= 0).sum()
+    assert first.visible == (batch.visible < TOKENS).sum()
+    assert first.counts["loss/ecg"] + first.counts["loss/ppg"] + first.counts["loss/text"] == batch.target.sum()
+    np.testing.assert_allclose(first.learning_rate, 1.5e-3)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters():
+    run, good = Run(), fake_batch(0)
+    poisoned = good._replace(patches=np.where(good.target[..., None], np.nan, good.patches).astype(np.float32))
+    run.step(good)
+    before = leaves((run.state.params, run.state.optimizer))
+    seen = [run.step(poisoned), run.step(poisoned)]
+    after = leaves((run.state.params, run.state.optimizer))
+    assert [(bool(m.finite), int(m.bad), int(m.skipped)) for m in seen] == [(False, 1, 1), (False, 2, 2)]
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+    back = run.step(good)
+    assert (bool(back.finite), int(back.bad), int(back.skipped), int(run.state.step)) == (True, 0, 2, 4)
+    assert any((leaves(run.state.params)[n] != v).any() for n, v in leaves(run.state.params).items()) is False
+    assert np.isfinite(back.loss)
+
+
+def test_dropout_depends_on_seed_and_step_alone():
+    batch = fake_batch(0)
+    first, again = Run(), Run()
+    assert first.step(batch).loss == again.step(batch).loss
+    other = Run(training={"steps": 20, "seed": 1})
+    other.state = other.state._replace(params=jax.tree.map(np.array, first.state.params))
+    assert other.step(batch).loss != first.step(batch).loss
+
+
+def test_evaluation_has_no_dropout_and_the_same_sums_in_any_split_of_the_rows():
+    run, batch = Run(), fake_batch(3)
+    with sharding.use(run.mesh):
+        evaluate = make_eval_step(run.plan)
+        sums, counts = jax.device_get(evaluate(run.state.params, to_global(batch, run.mesh)))
+        again, _ = jax.device_get(evaluate(run.state.params, to_global(batch, run.mesh)))
+        halves = [
+            jax.device_get(evaluate(run.state.params, to_global(TokenBatch(*(f[part] for f in batch)), run.mesh)))
+            for part in (slice(0, 4), slice(4, 8))
+        ]
+    assert sums == again
+    for name in ("loss/ecg", "mae/ppg", "rmse/ecg", "loss/text"):
+        np.testing.assert_allclose(halves[0][0][name] + halves[1][0][name], sums[name], rtol=1e-5)
+        assert halves[0][1][name] + halves[1][1][name] == counts[name] > 0
+
+
+if __name__ == "__main__":
+    print(json.dumps(trace(mesh=json.loads(sys.argv[1]))))

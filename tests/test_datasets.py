@@ -62,6 +62,7 @@ def test_ptbxl_folds_and_superclasses(sources):
     first = found[0]  # {'NORM': 100.0, 'LVOLT': 0.0, 'SR': 0.0}: a rhythm code counts although its likelihood is 0
     assert {k for k, v in first.items() if v == 1} == {"superclass/NORM", "scp/NORM", "scp/LVOLT", "scp/SR", "sex"}
     assert first["age"] == 56 and max(row["age"] for row in found) <= 90
+    assert sum(math.isnan(row["superclass/NORM"]) for row in found) == 9
     # without a diagnostic code nothing is known about the superclasses: all of them are NaN or none is
     for row in found:
         missing = {math.isnan(row[f"superclass/{c}"]) for c in counts}

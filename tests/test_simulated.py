@@ -9,6 +9,9 @@ from data_pipelines.errors import BadInput
 from data_pipelines.signals import standard_name
 
 
+SEEDS = ("simulated:seed=3", "simulated:seed=4")
+
+
 @pytest.fixture(scope="module")
 def cohort():
     (source,) = open_sources("simulated:subjects=60,seed=3")
@@ -48,6 +51,20 @@ def test_a_detector_finds_the_labelled_rate_and_rhythm(cohort):
     assert np.median(regular) < 0.05 < 0.12 < np.median(irregular)
 
 
+def test_irregular_beats_have_no_p_wave(cohort):
+    heights = {0.0: [], 1.0: []}
+    for recording in cohort[1]:
+        channel = next((c for c in recording.channels if c.name == "II"), None)
+        if channel is None or recording.labels["noise"] or recording.labels["rate/fast"]:
+            continue
+        rate = int(channel.rate)
+        _, found = neurokit2.ecg_peaks(neurokit2.ecg_clean(channel.signal, sampling_rate=rate), sampling_rate=rate)
+        before = found["ECG_R_Peaks"][1:, None] + (rate * np.array([-0.19, -0.10])).astype(int)
+        peak, flat = channel.signal[before].mean(axis=0)
+        heights[recording.labels["rhythm/irregular"]].append(peak - flat)
+    assert min(heights[0.0]) > 0.04 > 0.03 > np.median(heights[1.0])
+
+
 def test_limb_leads_obey_einthoven_up_to_their_noise(cohort):
     quiet = next(r for r in cohort[1] if len(r.channels) == 12 and r.labels["noise"] == 0)
     lead = {c.name: c.signal for c in quiet.channels}
@@ -70,6 +87,8 @@ def test_a_subject_depends_on_seed_and_number_only(cohort):
 
     np.testing.assert_array_equal(signal("simulated:subjects=5,seed=3"), signal("simulated:subjects=9,seed=3"))
     assert signal("simulated:subjects=5,seed=3").tobytes() != signal("simulated:subjects=5,seed=4").tobytes()
+    rates = [source.read(source.entries()[3]).labels["heart_rate"] for (source,) in map(open_sources, SEEDS)]
+    assert abs(rates[0] - rates[1]) > 1
     first, second = cohort[1][0], cohort[1][1]  # two recordings of one person: same rhythm, other samples
     assert first.subject == second.subject and first.labels["noise"] == second.labels["noise"]
     assert not np.array_equal(first.channels[0].signal, second.channels[0].signal)

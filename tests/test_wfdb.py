@@ -93,6 +93,16 @@ def test_mat_offset_gain_defaults_and_skew(tmp_path):
     assert recording.labels == {"age": 47.0} and recording.seconds == 8 / 250
 
 
+def test_skew_of_a_format_read_by_the_library(tmp_path):
+    digital = np.random.default_rng(0).integers(-100, 100, (50, 1))
+    header = write(tmp_path, "516", digital)
+    plain = read(header).channels[0].signal
+    header.write_text(header.read_text().replace(" 516 ", " 516:3 "))
+    skewed = read(header).channels[0].signal  # the checksum is of the samples as stored
+    np.testing.assert_array_equal(skewed[:47], plain[3:])
+    assert np.isnan(skewed[47:]).all()
+
+
 @pytest.mark.parametrize("name", ["100", "s0010_re.v2"])
 def test_read_finds_the_header_from_any_name_of_the_record(tmp_path, name):
     (tmp_path / f"{name}.dat").write_bytes(np.arange(4, dtype="<i2").tobytes())

@@ -116,6 +116,22 @@ def test_each_fault_is_named(record, text, says):
     assert says in refusal(record, text)
 
 
+@pytest.mark.parametrize(
+    ("layout", "says"),
+    [
+        ("1 250 0\n~ 0 1/uV 16 0 0 0 0 I", "another name, unit"),
+        ("1 250 0\n~ 0 1/mV 16 0 0 0 0 V1", "another name"),
+        ("1 250 0\n~ 0x2 1/mV 16 0 0 0 0 I", "unit or rate"),
+        ("1 125 0\n~ 0 1/mV 16 0 0 0 0 I", "another length or rate"),
+    ],
+)
+def test_segments_that_do_not_fit_their_layout_are_refused(record, layout, says):
+    record.with_name("all_layout.hea").write_text(f"all_layout {layout}\n")
+    rate = layout.split()[1]
+    record.with_name("all.hea").write_text(f"all/2 1 {rate} 100\nall_layout 0\nrec 100\n")
+    assert says in refusal(record.with_name("all.hea"))
+
+
 def test_a_wrong_checksum_is_refused_and_the_channel_named(record):
     message = refusal(record, GOOD.format(checksum=4951))
     assert "channel I" in message and "checksum" in message and "rec.dat" in message

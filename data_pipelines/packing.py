@@ -83,7 +83,8 @@ class PackingPlan:
         """Maps a saved plan into memory; only the rows that are asked for are read."""
         folder = Path(folder)
         summary = json.loads((folder / "plan.json").read_text())
-        arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("row_offsets", "row_windows"))
+        names = ("row_offsets", "row_windows")
+        arrays = (np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in names)
         return cls(*arrays, tuple(summary["fill"]))
 
 

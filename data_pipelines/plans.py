@@ -96,7 +96,8 @@ class Plans:
                 with self._locked():
                     if not path.is_dir():
                         self._make(epoch, path)
-            columns = (np.load(path / f"{name}.npy", mmap_mode="r") for name in _COLUMNS)
+            # plain views: indexing the memmap class itself costs microseconds a window
+            columns = (np.load(path / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _COLUMNS)
             self._open[epoch] = EpochPlan(packing.PackingPlan.open(path), *columns)
         return self._open[epoch]
 

@@ -134,13 +134,14 @@ def signal_tokens(blocks, tokens: TokenConfig, seconds: float | None = None):
                 k = min(k, int(samples_in(seconds, rate)) // patch)
             if k == 0:
                 continue
-            x = preprocess.normalise(_with_sentinel(samples[rows]))
-            patches = x[:, : k * patch].reshape(len(ids) * k, patch)
+            x = _with_sentinel(samples[rows])
+            patches = preprocess.normalise(x)[:, : k * patch].reshape(len(ids) * k, patch)
             channel, time = _layout(ids, k, patch, rate)
-            valid = np.isfinite(patches).all(axis=1)
-            if valid.all():
+            if x.min() > preprocess.INVALID:  # far cheaper than looking at every token, and nearly always so
                 yield channel, patches, time
-            elif valid.any():
+                continue
+            valid = np.isfinite(patches).all(axis=1)
+            if valid.any():
                 yield channel[valid], patches[valid], time[valid]
 
 

@@ -8,7 +8,6 @@ from data_pipelines.datasets import open_sources
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import standard_name
 
-
 SEEDS = ("simulated:seed=3", "simulated:seed=4")
 
 

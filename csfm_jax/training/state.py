@@ -56,7 +56,8 @@ class Blueprint:
 
     def initial(self) -> TrainState:
         """The state at step 0, born sharded: no device ever holds more than its part."""
-        return jax.jit(self.build, out_shardings=self.shardings)()
+        with sharding.use(self.abstract.step.sharding.mesh):
+            return jax.jit(self.build, out_shardings=self.shardings)()
 
     def resumed(self, params: dict, optimizer: Any, step: int, bad: int, skipped: int) -> TrainState:
         """The state as it was saved; the arrays already have their shardings."""
@@ -68,14 +69,15 @@ class Blueprint:
 def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> Blueprint:
     """Traces the objective of a config without making its arrays.
 
-    Called outside `sharding.use`: no array is made here, and the placements follow from the logical axis names.
+    Every array of the objective is taken for a parameter.
     """
 
     def objective() -> nnx.Module:
         return objectives.build(config, rngs=nnx.Rngs(config.training.seed))
 
-    graphdef, params = nnx.split(nnx.eval_shape(objective), nnx.Param)  # no room for state besides parameters
-    placed = nnx.to_pure_dict(sharding.shardings(params, mesh))
+    with sharding.use(mesh):  # turns the parameters' logical axis names into placements
+        graphdef, params = nnx.get_abstract_model(objective, mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, nnx.to_pure_dict(params))
     whole = NamedSharding(mesh, PartitionSpec())
 
     def build() -> TrainState:
@@ -83,7 +85,8 @@ def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mes
         zero = jnp.zeros((), jnp.int32)
         return TrainState(pure, optimizer.init(pure), zero, zero, zero)
 
-    shapes = jax.eval_shape(build)
+    with sharding.use(mesh):
+        shapes = jax.eval_shape(build)
     # moments lie where their parameters lie; everything else (counters) is whole on every device
     of_optimizer = optax.tree_utils.tree_map_params(
         optimizer, lambda _, s: s, shapes.optimizer, placed, transform_non_params=lambda _: whole

@@ -16,3 +16,15 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the real recordings (../shared/data) are not beside this checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_stores(tmp_path_factory) -> Path:
+    """One store of 24 simulated subjects (12 leads; one lead, PPG and respiration; PPG alone), with reports."""
+    from data_pipelines.datasets import open_sources
+    from data_pipelines.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("stores")
+    for source in open_sources("simulated:subjects=24,seed=0"):
+        prepare(source, folder / source.name, keep_reports=True)
+    return folder

@@ -1,0 +1,212 @@
+"""`csfm train` as people use it: killed, stopped, resumed, refused. Runs are subprocesses that share compilations."""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from csfm_jax import cli
+from csfm_jax.training import checkpoint
+
+STEPS = 40
+TINY = f"""
+from csfm_jax.config import default
+
+def get_config():
+    c = default()
+    c.tokens.modalities, c.tokens.text_length = ("ecg", "ppg"), 0
+    c.tokens.patch.ecg = c.tokens.patch.ppg = 125
+    c.data.rows, c.data.row_tokens, c.data.row_visible, c.data.row_windows = 2, 160, 60, 6
+    c.data.window.seconds = 5.0
+    for part in (c.encoder, c.decoder):
+        part.width, part.depth, part.heads, part.head_dim, part.mlp = 8, 1, 1, 8, 16
+    c.optimizer.warmup_steps = 5
+    t = c.training
+    t.steps, t.log_every, t.save_every, t.eval_every, t.eval_batches, t.bad_steps = {STEPS}, 1, 6, 20, 1, 4
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory, tiny_stores):
+    """A function that makes the command of a run, and the environment it runs in."""
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "tiny.py").write_text(TINY)
+    return Bench(folder, tiny_stores)
+
+
+class Bench:
+    def __init__(self, folder: Path, stores: Path):
+        self.folder, self.stores = folder, stores
+        # one compile for all runs, and a quick one: what is tested does not depend on how well XLA optimises
+        self.environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        }
+
+    def words(self, workdir: Path, *more: str) -> list[str]:
+        config = f"--config={self.folder / 'tiny.py'}"
+        return ["train", config, f"--workdir={workdir}", f"--config.data.stores={self.stores}", *more]
+
+    def start(self, workdir: Path, *more: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "csfm_jax.cli", *self.words(workdir, *more)]
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def run(self, workdir: Path, *more: str) -> tuple[int, str, str]:
+        process = self.start(workdir, *more)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    def interrupt_at(self, step: int, number: signal.Signals, workdir: Path) -> int:
+        """Starts a run and sends it a signal as soon as a step's line is written; returns the exit code."""
+        process = self.start(workdir)
+        while process.poll() is None and last_step(workdir) < step:
+            time.sleep(0.005)
+        process.send_signal(number)
+        process.communicate(timeout=300)
+        return process.returncode
+
+
+def lines(workdir: Path, name: str = "metrics") -> list[dict]:
+    text = (workdir / f"{name}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def last_step(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return json.loads(whole[-1])["step"] if whole else 0
+
+
+TIMED = ("tokens_per_second", "windows_per_second", "seconds_waiting", "mfu")
+
+
+def learned(workdir: Path) -> list[dict]:
+    """All that a run says but how long it took; floats compare bit by bit."""
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in lines(workdir)]
+
+
+@pytest.fixture(scope="module")
+def finished(bench):
+    """A run that was never stopped."""
+    workdir = bench.folder / "whole"
+    code, out, err = bench.run(workdir)
+    assert (code, err) == (0, "")
+    return workdir, out
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+def test_a_run_leaves_lines_checkpoints_and_its_record(finished, bench, tiny_stores):
+    workdir, out = finished
+    written = lines(workdir)
+    assert [line["step"] for line in written] == list(range(1, STEPS + 1))
+    assert len({tuple(line) for line in written}) == 1  # keys are stable
+    assert written[-1]["loss"] < written[0]["loss"] and written[-1]["mfu"] is None and written[-1]["skipped"] == 0
+    assert abs(sum(written[-1]["sensors"].values()) - 1) < 1e-9
+    assert 0 < written[0]["fill/tokens"] <= 1 and written[0]["missing"] < 0.2
+    held_out = lines(workdir, "validation")
+    assert [line["step"] for line in held_out] == [20, 40]
+    for kind in ("random", "channel", "time", "modality"):
+        assert held_out[-1][f"validation/{kind}/mae/ecg"] > 0 and held_out[-1][f"validation/{kind}/rmse/ppg"] > 0
+    assert checkpoint.finished_steps(workdir / "checkpoints") == [36, 40]
+    assert "devices: 1 x cpu" in out and "parameters: " in out and "decoder's share" in out
+    subjects = gzip.decompress((workdir / "subjects-trained.txt.gz").read_bytes()).decode().split()
+    run = checkpoint.restore_params(workdir)[2]
+    digest = hashlib.sha256("\n".join(subjects).encode()).hexdigest()
+    assert run["subjects"] == {"count": len(subjects), "sha256": digest} and len(subjects) > 10
+    assert run["preprocessing"] == json.loads((workdir / "preprocessing.json").read_text())
+    assert run["config"] == json.loads((workdir / "config.json").read_text())
+    assert f"--workdir={workdir}" in (workdir / "command.txt").read_text()
+    assert {"jax", "flax", "orbax-checkpoint"} <= json.loads((workdir / "versions.json").read_text()).keys()
+    assert any((workdir / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("moment", [3, 20])  # before the first checkpoint, and between two
+def test_killed_and_started_again_it_is_the_run_that_was_never_stopped(bench, finished, tmp_path, moment):
+    assert bench.interrupt_at(moment, signal.SIGKILL, tmp_path / "run") == -signal.SIGKILL
+    assert moment <= last_step(tmp_path / "run") < STEPS  # it was killed in the middle
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4')  # and this is what a kill within a write leaves
+    code, _, err = bench.run(tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert learned(tmp_path / "run") == learned(finished[0])
+    assert lines(tmp_path / "run", "validation") == lines(finished[0], "validation")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(bench, finished, tmp_path, number):
+    assert bench.interrupt_at(9, number, tmp_path / "run") == 0
+    stopped_at = last_step(tmp_path / "run")
+    assert checkpoint.finished_steps(tmp_path / "run" / "checkpoints")[-1] == stopped_at < STEPS
+    code, out, _ = bench.run(tmp_path / "run")
+    assert code == 0 and f"steps: {stopped_at} done of {STEPS}" in out
+    assert learned(tmp_path / "run") == learned(finished[0])
+
+
+def test_lines_that_average_over_an_interval_survive_a_stop_within_it(bench, finished, tmp_path):
+    # log every 7 steps, saved every 6: the sums of a started interval travel in the checkpoint
+    code, _, _ = bench.run(tmp_path / "run", "--config.training.log_every=7")
+    assert code == 0
+    whole = learned(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "40")
+    assert bench.run(tmp_path / "run", "--config.training.log_every=7")[0] == 0
+    assert learned(tmp_path / "run") == whole and [line["step"] for line in whole] == [7, 14, 21, 28, 35]
+    assert whole[0]["loss"] == pytest.approx(sum(line["loss"] for line in learned(finished[0])[:7]) / 7)
+
+
+def test_a_finished_run_started_again_does_nothing(bench, copy):
+    before = (copy / "metrics.jsonl").read_bytes()
+    code, out, _ = bench.run(copy)
+    assert code == 0 and f"{STEPS} done of {STEPS}" in out and (copy / "metrics.jsonl").read_bytes() == before
+
+
+def refused(bench, workdir, capsys, *more) -> str:
+    assert cli.main(bench.words(workdir, *more)) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
+def test_other_settings_are_refused_by_name(bench, copy, capsys):
+    more = ("--config.encoder.width=16", "--config.data.seed=3", "--config.training.log_every=9")
+    message = refused(bench, copy, capsys, *more)
+    assert "config.encoder.width = 16 (was 8)" in message and "config.data.seed = 3 (was 0)" in message
+    assert "log_every" not in message
+
+
+def test_a_changed_checkpoint_is_refused_by_name(bench, copy, capsys):
+    victim = max((copy / "checkpoints" / "40" / "optimizer").rglob("*"), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 3] ^= 1
+    victim.write_bytes(content)
+    message = refused(bench, copy, capsys)
+    assert str(victim) in message and "to go on from step 36 (intact)" in message
+
+
+def test_a_warm_up_longer_than_the_run_and_a_mesh_that_does_not_divide_are_refused(bench, tmp_path, capsys):
+    assert "config.optimizer.warmup_steps" in refused(bench, tmp_path, capsys, "--config.optimizer.warmup_steps=40")
+    assert "config.mesh" in refused(bench, tmp_path, capsys, "--config.mesh.fsdp=3")
+    missing = "--config.data.stores=" + str(tmp_path / "absent")
+    assert "absent" in refused(bench, tmp_path, capsys, missing)
+
+
+def test_too_many_bad_steps_stop_the_run_and_name_the_step(bench, tmp_path):
+    code, _, err = bench.run(tmp_path / "run", "--config.optimizer.learning_rate=1e38")
+    assert code == 2 and err.count("\n") == 1
+    assert "4 steps in a row with a loss or gradient that is not finite" in err and "training step" in err
+    assert lines(tmp_path / "run")[-1]["skipped"] == 4

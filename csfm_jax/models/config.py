@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import MODALITIES
+from data_pipelines.windows import used_channels
 
 if TYPE_CHECKING:
     from csfm_jax.config import Config
@@ -65,7 +66,6 @@ _CHOICES = {
     "config.encoder.compute": ("float32", "bfloat16"),
     "config.encoder.attention": ("auto", "reference", "dense", "splash"),
     "config.objective.name": ("reconstruction",),
-    "config.tokens.channels": ("all", "csfm"),
 }
 
 
@@ -109,17 +109,12 @@ def longest_seconds(encoder: EncoderConfig) -> float:
 
 def _check_tokens(config):
     tokens = config.tokens
-    for name in tokens.modalities:
-        _choice("config.tokens.modalities", name, tuple(MODALITIES))
-        if tokens.patch.get(name, 0) < 1:
-            raise BadInput(f"config.tokens.patch.{name}", "no length", "samples of one token", "add it")
+    used_channels(tokens)
     if not tokens.modalities:
         raise BadInput("config.tokens.modalities", "none", "one or more modalities", "name them")
     if tokens.channels == "csfm" and not set(tokens.modalities) <= {"ecg", "ppg"}:
-        shown = ", ".join(tokens.modalities)
-        raise BadInput(
-            "config.tokens.modalities", shown, "ecg and ppg with the 13 channels of CSFM", 'use channels "all"'
-        )
+        found = ", ".join(tokens.modalities)
+        raise BadInput("config.tokens.modalities", found, "ecg and ppg with channels=csfm", 'set channels to "all"')
     for name in config.objective.weights:
         _choice("config.objective.weights", name, (*MODALITIES, "text"))
     if any(weight < 0 for weight in config.objective.weights.values()):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from csfm_jax.models.vocabulary import Vocabulary
+from data_pipelines.windows import capacities
 
 if TYPE_CHECKING:
     from csfm_jax.config import Config
@@ -59,7 +60,7 @@ def count(config: "Config") -> Flops:
     LayerNorm, GELU, softmax and the gathers are left out: a few percent, and not what a device's peak is about.
     """
     encoder, decoder, vocabulary = config.encoder, config.decoder, Vocabulary.of(config.tokens)
-    v, t, s = config.data.row_visible, config.data.row_tokens, config.data.row_windows
+    t, v, s = capacities(config.tokens, config.data)
     samples = sum(vocabulary.patches)
     projected = vocabulary.longest_patch if encoder.projection == "shared" else samples
     encode = 2 * v * projected * encoder.width + _transformer(encoder, v) + 2 * v * s * encoder.width

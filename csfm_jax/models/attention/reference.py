@@ -10,5 +10,5 @@ def attend(q, k, v, segments_q, segments_k):
     exact = jax.lax.Precision.HIGHEST
     logits = jnp.einsum("bqhd,bkhd->bhqk", q32, k32, precision=exact) / jnp.sqrt(q.shape[-1])
     mask = (segments_q[:, :, None] == segments_k[:, None, :])[:, None]
-    weights = jax.nn.softmax(logits, axis=-1, where=mask, initial=0.0)
+    weights = jax.nn.softmax(logits, axis=-1, where=mask)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v32, precision=exact).astype(q.dtype)

@@ -2,8 +2,8 @@
 
 The mix (tokens of 0.1 s at 250 Hz, windows of 10 s and of 5 to 10 s): 12-lead ECG 10 %, ECG and PPG 40 %, one ECG
 lead 30 %, PPG 20 %; a third of the windows is shorter than 10 s, and 30 % have a report of 5 to 64 tokens. Rows of
-2048 tokens, 768 visible, 64 windows: T binds. (With more 12-lead windows than short ones can accompany, 2048 is the wrong
-length: `csfm data --suggest`.)
+2048 tokens, 768 visible, 64 windows: T binds. (Where short windows are too few to accompany the 12-lead ones, 2048 is
+the wrong length: `csfm data --suggest`.)
 """
 
 import json

@@ -19,7 +19,7 @@ from data_pipelines.batch import TokenBatch
 from data_pipelines.config import DataConfig, TokenConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.plans import Plans
-from data_pipelines.rows import RowWriter, empty_batch, signal_tokens
+from data_pipelines.rows import RowRandom, RowWriter, empty_batch, signal_tokens
 from data_pipelines.text import Reports
 
 _ENDLESS = 1 << 40  # batches; Grain wants a length
@@ -56,8 +56,9 @@ class Rows:
         """Rows of an epoch; a number beyond the last row gives an empty row, which weighs nothing."""
         plan = self.plans.get(epoch)
         batch = empty_batch(len(rows), self.plans.capacities, self.tokens, self._label_count)
+        random = RowRandom()
         for position, row in enumerate(rows):
-            rng = np.random.Generator(np.random.PCG64([0x3A5C, self.data.seed, epoch, row]))
+            rng = random.at(self.data.seed, epoch, row)
             writer = RowWriter(batch, position, self.tokens, self._mask, rng, self.strategy)
             for window in plan.row(row):
                 self._add(writer, plan, int(window))

@@ -186,14 +186,15 @@ def test_killed_after_the_manifest(whole, tmp_path):
     assert content(tmp_path / "s") == content(whole[0]) and not (tmp_path / "s" / ".partial").exists()
 
 
-def test_a_torn_shard_is_made_again(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: data[:-9] + b"?" + data[-8:]])
+def test_a_damaged_shard_is_made_again(whole, tmp_path, monkeypatch, damage):
     path = tmp_path / "s"
     monkeypatch.setattr(module.StoreWriter, "finish", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare(Cohort(), path, shards=3, keep_reports=True)
     monkeypatch.undo()
     victim = path / "shards" / "shard-00001-of-00003.array_record"
-    victim.write_bytes(victim.read_bytes()[:-5])
+    victim.write_bytes(damage(victim.read_bytes()))
     read = []
     monkeypatch.setattr(Cohort, "read", lambda self, e, plain=Cohort.read: read.append(e) or plain(self, e))
     prepare(Cohort(), path, shards=3, keep_reports=True)

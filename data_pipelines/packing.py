@@ -80,12 +80,19 @@ class PackingPlan:
 
     @classmethod
     def open(cls, folder: Path) -> "PackingPlan":
-        """Maps a saved plan into memory; only the rows that are asked for are read."""
+        """Maps a saved plan into memory; only the rows that are asked for are read.
+
+        Raises:
+            OSError, ValueError: there is none, or a torn one.
+        """
         folder = Path(folder)
         summary = json.loads((folder / "plan.json").read_text())
         names = ("row_offsets", "row_windows")
         arrays = (np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in names)
-        return cls(*arrays, tuple(summary["fill"]))
+        plan = cls(*arrays, tuple(summary["fill"]))
+        if (plan.rows, len(plan.row_windows)) != (summary["rows"], summary["windows"]):
+            raise ValueError(f"{folder}: the arrays do not have the sizes that plan.json names")
+        return plan
 
 
 def plan(sizes: np.ndarray, capacities: tuple[int, int, int], seed: int, epoch: int) -> PackingPlan:

@@ -89,16 +89,17 @@ class Plans:
         return self.folder / f"epoch-{epoch}-{self.digest[:16]}"
 
     def get(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch; made here if nobody on this host has made it yet."""
+        """The plan of an epoch; made here if nobody on this host has made it yet, or if what lies there is torn."""
         if epoch not in self._open:
             path = self._folder(epoch)
-            if not path.is_dir():
+            plan = _open(path)
+            if plan is None:
                 with self._locked():
-                    if not path.is_dir():
+                    plan = _open(path)  # somebody may have made it while we waited
+                    if plan is None:
                         self._make(epoch, path)
-            # plain views: indexing the memmap class itself costs microseconds a window
-            columns = (np.load(path / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _COLUMNS)
-            self._open[epoch] = EpochPlan(packing.PackingPlan.open(path), *columns)
+                        plan = _open(path)
+            self._open[epoch] = plan
         return self._open[epoch]
 
     @contextmanager
@@ -109,6 +110,9 @@ class Plans:
             yield
 
     def _make(self, epoch: int, path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        for torn in self.folder.glob(".planning-*"):  # of killed processes: we hold the lock
+            shutil.rmtree(torn, ignore_errors=True)
         table = self.windows(epoch)
         plan = plan_windows(table, self.capacities, self._hide, self._data.seed, epoch)
         temporary = Path(tempfile.mkdtemp(prefix=".planning-", dir=self.folder))
@@ -152,6 +156,18 @@ class Plans:
             match = re.fullmatch(r"epoch-(\d+)-.*", path.name)
             if match and int(match[1]) < epoch:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _open(path: Path) -> EpochPlan | None:
+    """Maps a plan; None where there is none, or not a whole one."""
+    try:
+        plan = packing.PackingPlan.open(path)
+        # plain views: indexing the memmap class itself costs microseconds a window
+        columns = [np.load(path / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _COLUMNS]
+    except (OSError, ValueError, KeyError):
+        return None
+    whole = all(len(column) == len(plan.row_windows) for column in columns)
+    return EpochPlan(plan, *columns) if whole else None
 
 
 def plan_windows(

@@ -1,5 +1,6 @@
 """The loader: batches are a function of (stores, config, row numbers), whatever reads them; and what is in a batch."""
 
+import os
 import subprocess
 import sys
 import time
@@ -58,17 +59,6 @@ def take(iterator, n):
 
 def joined(batches):
     return type(batches[0])(*(np.concatenate(arrays) for arrays in zip(*batches)))
-
-
-def epoch_of(make, number=0, **more):
-    """All batches of one epoch, and the loader's plan of it."""
-    one = make(**more)
-    batches = []
-    while one.state()["epoch"] <= number:
-        here = one.state()["epoch"]
-        batch = next(one)
-        batches += [batch] if here == number else []
-    return batches, one.plans.get(number) if number == one.state()["epoch"] else one.plans.get(number)
 
 
 def test_workers_change_nothing(make):
@@ -244,6 +234,27 @@ def test_plans_are_made_ahead_and_removed_behind(make, tmp_path):
     next(one)
     assert "0" not in folders() and "1" not in folders()
     assert not list((tmp_path / "plans").glob(".planning-*"))
+
+
+@pytest.mark.parametrize("torn", ["plan.json", "row_windows.npy", "start.npy"])
+def test_a_torn_plan_is_made_again(make, tmp_path, torn):
+    expected = next(make())
+    (folder,) = (tmp_path / "plans").glob("epoch-0-*")
+    file = folder / torn
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    (tmp_path / "plans" / ".planning-killed").mkdir()
+    assert_equal(expected, next(make()))
+    assert not list((tmp_path / "plans").glob(".planning-*"))
+
+
+def test_workers_leave_the_accelerator_alone():
+    code = (
+        "import jax; from data_pipelines.loader import _in_worker; _in_worker(0, 1);"
+        "import os; print(jax.devices()[0].platform, os.environ['JAX_PLATFORMS'])"
+    )
+    env = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.split() == ["cpu", "cpu"]
 
 
 @pytest.mark.parametrize("strategy", [None, "random", "channel", "time", "modality"])

@@ -1,0 +1,85 @@
+"""Metrics are sums over sums, and each step stands in a file once."""
+
+import json
+
+import numpy as np
+import pytest
+
+from csfm_jax.training.metrics import (
+    BatchFacts,
+    Interval,
+    averages,
+    batch_facts,
+    drop_lines_after,
+    interval_from,
+    interval_values,
+)
+from csfm_jax.training.step import StepMetrics
+from data_pipelines.batch import TokenBatch
+from data_pipelines.signals import CHANNEL_ID, CLS, TEXT
+
+
+def step(loss, tokens, *, finite=True, skipped=0):
+    sums, counts = {"mae/ecg": loss * tokens, "rmse/ecg": 4.0 * tokens, "loss/ppg": 0.0}, {}
+    counts = {"mae/ecg": tokens, "rmse/ecg": tokens, "loss/ppg": 0.0}
+    return StepMetrics(loss, 2.0, 1e-3, finite, 0, skipped, sums, counts, tokens, tokens // 2, 3)
+
+
+FACTS = BatchFacts({"ecg": 1, "ecg+ppg": 3}, planned=40.0, tokens=30, waited=0.5)
+
+
+def test_averages_weigh_by_count_and_roots_come_last():
+    interval = Interval()
+    interval.add(step(1.0, 10), FACTS)
+    interval.add(step(4.0, 30), FACTS)
+    values = interval.values(row_tokens=50, row_visible=25, rows=1)
+    assert values["mae/ecg"] == pytest.approx((10 + 120) / 40)  # the mean of means would be 2.5
+    assert values["rmse/ecg"] == 2.0 and values["loss/ppg"] is None and values["loss"] == 2.5
+    assert values["fill/tokens"] == 0.4 and values["fill/visible"] == 0.4
+    assert values["sensors"] == {"ecg": 0.25, "ecg+ppg": 0.75} and values["missing"] == 0.25
+
+
+def test_a_bad_step_counts_but_does_not_poison_the_average():
+    interval = Interval()
+    interval.add(step(1.0, 10), FACTS)
+    interval.add(step(float("nan"), 10, finite=False, skipped=1), FACTS)
+    values = interval.values(50, 25, 1)
+    assert values["loss"] == 1.0 and values["mae/ecg"] == 1.0 and values["skipped"] == 1
+    alone = Interval()
+    alone.add(step(float("inf"), 10, finite=False, skipped=1), FACTS)
+    json.dumps(alone.values(50, 25, 1), allow_nan=False)  # stays JSON
+
+
+def test_an_interval_survives_a_checkpoint_exactly():
+    interval = Interval()
+    interval.add(step(0.1, 7), FACTS)
+    back = interval_from(json.loads(json.dumps(interval_values(interval))))
+    for one in (interval, back):
+        one.add(step(0.3, 9), FACTS)
+    assert back == interval
+
+
+def test_nothing_counted_is_none():
+    assert averages({"mae/ecg": 0.0}, {"mae/ecg": 0.0}) == {"mae/ecg": None}
+
+
+def test_windows_are_counted_by_the_sensors_that_they_really_have():
+    lead, pulse = CHANNEL_ID["V3"], CHANNEL_ID["PPG"]
+    channel = np.array([[CLS, lead, lead, CLS, lead, pulse, TEXT, 0], [CLS, pulse, CLS, CHANNEL_ID["II"], 0, 0, 0, 0]])
+    segment = np.array([[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 2, 2, 0, 0, 0, 0]])
+    window = np.array([[5, 6, -1], [8, 9, -1]])
+    fields = dict.fromkeys(TokenBatch._fields)
+    batch = TokenBatch(**fields | {"channel": channel, "segment": segment, "window": window})
+    facts = batch_facts(batch, planned_fill=0.75, waited=0.1)
+    assert facts.sensors == {"ecg": 2, "ppg": 1, "ecg+ppg": 1}
+    assert (facts.planned, facts.tokens) == (12.0, 11)
+    empty = batch._replace(window=np.full((2, 3), -1), channel=0 * channel, segment=0 * segment)
+    assert batch_facts(empty, 0.75, 0.0) == BatchFacts({}, 0.0, 0, 0.0)  # the rows that end an epoch weigh nothing
+
+
+def test_lines_after_a_step_and_cut_lines_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    drop_lines_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    drop_lines_after(tmp_path / "absent.jsonl", 2)

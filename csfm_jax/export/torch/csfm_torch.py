@@ -328,11 +328,14 @@ class CSFMEncoder(nn.Module):
         """
         if self.spec is None:
             raise Refused("preprocessing: found none; expected a folder read with from_folder; read one")
-        rates = [rate] * len(channels) if np.isscalar(rate) else rate
-        units = [unit] * len(channels) if isinstance(unit, str) else unit
-        given = [
-            (n, float(r), u, 0.0, np.asarray(s)) for n, r, u, s in zip(channels, rates, units, signal, strict=True)
-        ]
+        n = len(channels)
+        rates, units = [rate] * n if np.ndim(rate) == 0 else rate, [unit] * n if isinstance(unit, str) else unit
+        rows = [np.asarray(row, np.float32) for row in signal]
+        if not len(rows) == len(rates) == len(units) == n or any(row.ndim != 1 for row in rows):
+            raise Refused(
+                f"signal: found {len(rows)} rows for {n} channels; expected [channels, samples]; transpose it"
+            )
+        given = [(c, float(r), u, 0.0, row) for c, r, u, row in zip(channels, rates, units, rows)]
         made = prepare(given, spec=self.spec, mains=mains)
         usable = [(int(c), x) for c, x in zip(made.channels, made.samples) if int(c) in self.known]
         if not usable:

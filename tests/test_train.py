@@ -198,7 +198,8 @@ def test_a_changed_checkpoint_is_refused_by_name(bench, copy, capsys):
     assert str(victim) in message and "to go on from step 36 (intact)" in message
 
 
-def test_a_warm_up_longer_than_the_run_and_a_mesh_that_does_not_divide_are_refused(bench, tmp_path, capsys):
+def test_what_cannot_be_trained_is_refused_before_anything_is_compiled(bench, tmp_path, capsys):
+    assert "config.training.save_every" in refused(bench, tmp_path, capsys, "--config.training.save_every=0")
     assert "config.optimizer.warmup_steps" in refused(bench, tmp_path, capsys, "--config.optimizer.warmup_steps=40")
     assert "config.mesh" in refused(bench, tmp_path, capsys, "--config.mesh.fsdp=3")
     missing = "--config.data.stores=" + str(tmp_path / "absent")

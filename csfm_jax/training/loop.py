@@ -40,9 +40,7 @@ def train(config: Config, workdir: Path, *, command: str) -> None:
         # The signals first: whatever comes at any moment from here on ends in a saved checkpoint.
         stop = until_end.enter_context(StopRequest())
         # All that can be refused is refused before anything is compiled, cheapest first.
-        model_config.check(config)
-        mesh = sharding.make_mesh(config.mesh)
-        sharding.check(config, mesh)
+        mesh = _checked_mesh(config)
         rate = learning_rate(config.optimizer, config.training.steps)
         optimizer = make_optimizer(config.optimizer, config.training.steps)
         stores = open_stores(config.data.stores, config.data.verify)
@@ -50,25 +48,14 @@ def train(config: Config, workdir: Path, *, command: str) -> None:
         _cache_compilations(workdir)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.training.keep_checkpoints)
         until_end.callback(checkpoints.close)
-
         saved = checkpoints.read_run()
         tokenizer = choose_tokenizer(stores, config.tokens, config.data.tokenizer)
         about = record.describe(config, stores, tokenizer, command)
         if saved:
             # Before arrays are read: another width would fail there too, but not by the name of its field.
             record.check_resumable(saved, about, str(workdir))
-        loader = make_loader(
-            stores,
-            config.tokens,
-            config.data,
-            plans_dir=workdir / "plans",
-            host=jax.process_index(),
-            hosts=jax.process_count(),
-            state=saved.get("data"),
-        )
+        loader = _loader(config, stores, workdir / "plans", saved.get("data"))
         until_end.callback(loader.close)
-        # Before the first collective of the first step: hosts that disagree would wait for each other for ever.
-        _check_same_plan(loader)
 
         plan = blueprint(config, optimizer, mesh)
         state = _restored(checkpoints, plan, saved) if saved else plan.initial()
@@ -210,24 +197,40 @@ class Validation:
         return found
 
 
+def _checked_mesh(config: Config) -> jax.sharding.Mesh:
+    for name in ("steps", "log_every", "eval_every", "eval_batches", "save_every", "bad_steps"):
+        if (value := getattr(config.training, name)) < 1:
+            raise BadInput(
+                f"config.training.{name}", str(value), "1 or more", "correct it; to do without, exceed steps"
+            )
+    model_config.check(config)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check(config, mesh)
+    return mesh
+
+
 def _restored(checkpoints: Checkpoints, plan: Blueprint, saved: dict) -> TrainState:
     # Straight into the mesh at hand, which need not be the one that saved; nothing is initialised first.
     params, moments = checkpoints.restore(saved["step"], plan.abstract.params, plan.abstract.optimizer)
     return plan.resumed(params, moments, saved["step"], saved["bad"], saved["skipped"])
 
 
-def _check_same_plan(loader: Loader) -> None:
-    if jax.process_count() == 1:
-        return
-    mine = np.frombuffer(loader.plan_digest.encode()[:32], np.uint8)
-    everyone = multihost_utils.process_allgather(mine)
-    if (everyone != mine).any():
-        raise BadInput(
-            "config.data.stores",
-            "other packing plans on other hosts",
-            "the same stores and settings on every host",
-            "copy the stores again, or let all hosts read them from one place",
-        )
+def _loader(config: Config, stores, plans_dir: Path, state: dict | None) -> Loader:
+    host, hosts = jax.process_index(), jax.process_count()
+    tokens, data = config.tokens, config.data
+    loader = make_loader(stores, tokens, data, plans_dir=plans_dir, host=host, hosts=hosts, state=state)
+    if hosts > 1:
+        # Before the first step: hosts that disagreed would train on batches that nobody planned.
+        mine = np.frombuffer(loader.plan_digest.encode()[:32], np.uint8)
+        if (multihost_utils.process_allgather(mine) != mine).any():
+            loader.close()
+            raise BadInput(
+                "config.data.stores",
+                "other packing plans on other hosts",
+                "the same stores and settings on every host",
+                "copy the stores again, or let all hosts read them from one place",
+            )
+    return loader
 
 
 def _cache_compilations(workdir: Path) -> None:

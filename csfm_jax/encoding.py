@@ -1,5 +1,8 @@
 """Trained encoders in use: `load`, then `embed` a raw recording, `encode` a prepared window, or run whole batches."""
 
+import gzip
+import hashlib
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -375,7 +378,7 @@ def load(path: str | Path) -> LoadedEncoder:
         lambda: Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(0)), params["encoder"], str(step)
     )
     spec, tokenizer = _spec_of(run, str(step)), run.get("tokenizer")
-    return LoadedEncoder(config, encoder, spec, tokenizer, {"path": str(step), "step": int(run["step"])})
+    return LoadedEncoder(config, encoder, spec, tokenizer, _provenance(step, run))
 
 
 def load_objective(path: str | Path) -> tuple[Any, LoadedEncoder]:
@@ -387,28 +390,44 @@ def load_objective(path: str | Path) -> tuple[Any, LoadedEncoder]:
     config, params, run = restore_params(step)
     objective = with_params(lambda: objectives.build(config, rngs=nnx.Rngs(0)), params, str(step))
     spec, tokenizer = _spec_of(run, str(step)), run.get("tokenizer")
-    provenance = {"path": str(step), "step": int(run["step"])}
-    return objective, LoadedEncoder(config, objective.encoder, spec, tokenizer, provenance)
+    return objective, LoadedEncoder(config, objective.encoder, spec, tokenizer, _provenance(step, run))
 
 
 def random_encoder(config: Config, seed: int = 0, spec: preprocess.Spec | None = None) -> LoadedEncoder:
     """The same network before training: what a trained one is compared with.
 
     Args:
-        config: the run's. seed: of the initialisation. spec: preprocessing; None = the newest of this package.
+        config: the run's. seed: of the initialisation. spec: preprocessing; None = this package's own.
     """
-    encoder = Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(seed))
+
+    def build() -> Encoder:
+        return Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(seed))
+
+    graphdef, _ = nnx.split(nnx.eval_shape(build))
+    state = jax.jit(lambda: nnx.state(build()))()  # one program instead of one for every array
+    encoder = nnx.merge(graphdef, state)
     return LoadedEncoder(config, encoder, spec or preprocess.get_spec("csfm-jax"), None, {"seed": seed})
 
 
-def trained_subjects(step: str | Path) -> set[bytes] | None:
+def trained_subjects(encoder: LoadedEncoder) -> set[bytes] | None:
     """Hashed subjects that a checkpoint's run was trained on; None where its work directory is not around it.
 
-    Args:
-        step: a step's folder, WORKDIR/checkpoints/STEP.
+    Raises:
+        BadInput: the list is not the one whose digest the checkpoint holds.
     """
-    listed = Path(step).parent.parent / "subjects.txt"
-    return set(listed.read_bytes().split()) if listed.is_file() else None
+    listed = Path(encoder.provenance.get("path", "")).parent.parent / "subjects-trained.txt.gz"
+    if "path" not in encoder.provenance or not listed.is_file():
+        return None
+    expected = (encoder.provenance.get("subjects") or {}).get("sha256", "")
+    try:
+        lines = gzip.decompress(listed.read_bytes()).split()
+    except (OSError, EOFError, zlib.error):
+        lines = []
+    found = hashlib.sha256(b"\n".join(lines)).hexdigest()
+    if found != expected:
+        remedy = "restore the file from a copy; without it, move it away and check by hand who was trained on"
+        raise BadInput(str(listed), f"SHA-256 {found[:12]}...", f"{expected[:12]}... (of the checkpoint)", remedy)
+    return set(lines)
 
 
 def with_params(build, params: dict, where: str) -> nnx.Module:
@@ -431,6 +450,10 @@ def with_params(build, params: dict, where: str) -> nnx.Module:
         )
     nnx.replace_by_pure_dict(state, jax.tree.map(jax.numpy.asarray, params))
     return nnx.merge(graphdef, state)
+
+
+def _provenance(step: Path, run: dict) -> dict:
+    return {"path": str(step), "step": int(run["step"]), "subjects": run.get("subjects")}
 
 
 def _flat(tree, path=()):

@@ -35,7 +35,7 @@ def run(args) -> None:
     stores = open_stores(args.store, args.verify)
     everyone = protocol.Recordings.whole(stores)
     groups = protocol.groups(everyone, args.labels)
-    seen = encoding.trained_subjects(trained.provenance["path"])
+    seen = encoding.trained_subjects(trained)
     if seen is None:
         print("the run's list of subjects is not beside this checkpoint: whether it knows test subjects is not checked")
     else:

@@ -1,0 +1,50 @@
+"""A checkpoint of an untrained toy model, as training writes it, for tests of what is done with checkpoints."""
+
+import gzip
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from csfm_jax import objectives
+from csfm_jax.config import Config
+from csfm_jax.models.config import DecoderConfig, EncoderConfig
+from csfm_jax.training.checkpoint import Checkpoints
+from data_pipelines.config import DataConfig, TokenConfig, WindowConfig
+from data_pipelines.preprocess import get_spec
+from data_pipelines.signals import MODALITIES
+
+
+def toy_config(**encoder) -> Config:
+    """Width 24, one block; ECG, PPG and respiration in patches of half a second; windows of 4 s."""
+    patch = {m.name: m.patch for m in MODALITIES.values()} | {"ecg": 125, "ppg": 125, "resp": 25}
+    sizes = {"width": 24, "depth": 1, "heads": 2, "head_dim": 12, "mlp": 32, "position_seconds": 0.5, **encoder}
+    return Config(
+        tokens=TokenConfig(modalities=("ecg", "ppg", "resp"), patch=patch, text_length=6, text_vocabulary=60),
+        data=DataConfig(window=WindowConfig(seconds=4.0), rows=4, row_tokens=256, row_visible=96, row_windows=8),
+        encoder=EncoderConfig(**sizes),
+        decoder=DecoderConfig(width=16, depth=1, heads=1, head_dim=16, mlp=16),
+    )
+
+
+def toy_params(config: Config, seed: int = 5) -> dict:
+    """Parameters of the whole objective, drawn by NumPy: compiling JAX's initialisers takes longer than any test."""
+    abstract = nnx.state(nnx.eval_shape(lambda: objectives.build(config, rngs=nnx.Rngs(0))), nnx.Param)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.normal(0.05, 0.3, x.shape).astype(np.float32), nnx.to_pure_dict(abstract))
+
+
+def write_checkpoint(workdir, config: Config, *, step=3, spec=None, tokenizer=None, subjects=()):
+    """Writes WORKDIR/checkpoints/STEP and the list of subjects; returns the work directory."""
+    spec = get_spec("csfm-jax").to_dict() if spec is None else spec
+    digest = hashlib.sha256("\n".join(subjects).encode()).hexdigest()
+    run = {"config": config.to_dict(), "step": step, "preprocessing": spec, "tokenizer": tokenizer}
+    run["subjects"] = {"count": len(subjects), "sha256": digest}
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
+    checkpoints.save(step, jax.tree.map(jnp.asarray, toy_params(config)), {"count": jnp.zeros(1)}, run)
+    checkpoints.close()
+    lines = "".join(f"{s}\n" for s in subjects).encode()
+    (workdir / "subjects-trained.txt.gz").write_bytes(gzip.compress(lines, mtime=0))
+    return workdir

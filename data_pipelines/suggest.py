@@ -8,8 +8,8 @@ from data_pipelines import packing
 
 GOOD_FILL = 0.97
 _STEP = 128  # tokens; a multiple of the tiles that accelerators compute on
-_UNIT = 32  # V is a multiple of it
-_TRIES = 48
+_UNIT = 16  # V is a multiple of it: the rows of a bfloat16 tile
+_MOST, _TRIES = 8, 64  # T is at most so many times the longest window; so many lengths are tried
 _GIVE = 0.003  # share of the fill that a tighter V or S may cost
 
 
@@ -27,7 +27,7 @@ class Suggestion:
 def suggest(sizes: np.ndarray) -> Suggestion:
     """Chooses T, then S, then V.
 
-    T is the smallest multiple of 128, up to four times the longest window, that is filled to 97 %, or else the one
+    T is the smallest multiple of 128, up to eight times the longest window, that is filled to 97 %, or else the one
     that is filled best. S and V are the smallest that cost next to nothing of that.
 
     Args:
@@ -40,7 +40,8 @@ def suggest(sizes: np.ndarray) -> Suggestion:
         return packing.best_fit(classes, counts, (T, V, S))
 
     free = pack(T, T)
-    least = free.fill((T, T, T))[0] - _GIVE
+    reached = free.fill((T, T, T))[0]
+    least = max(reached - _GIVE, min(reached, GOOD_FILL))
     S = _smallest(free, classes, 2, 1, lambda s: pack(T, s).fill((T, T, T))[0] >= least)
     V = _smallest(free, classes, 1, _UNIT, lambda v: pack(v, S).fill((T, T, T))[0] >= least)
     V = min(V, T)
@@ -54,9 +55,9 @@ def _row_tokens(sizes) -> int:
     classes, counts, _ = packing.histogram(tokens_only)
     longest = int(classes[0, 0])
     first = -(-longest // _STEP) * _STEP
-    stride = max(1, (4 * longest - first) // _STEP // _TRIES) * _STEP
+    stride = max(1, (_MOST * longest - first) // _STEP // _TRIES) * _STEP
     fills = {}
-    for T in range(first, 4 * longest + _STEP, stride):
+    for T in range(first, _MOST * longest + _STEP, stride):
         fills[T] = packing.best_fit(classes, counts, (T, T, T)).fill((T, T, T))[0]
         if fills[T] >= GOOD_FILL:
             return T

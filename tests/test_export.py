@@ -14,13 +14,18 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import safe_open
 
+from csfm_jax.cli import main
 from csfm_jax.config import Config
+from csfm_jax.config import load as load_config
 from csfm_jax.encoding import LoadedEncoder, with_params
 from csfm_jax.export import golden, published
 from csfm_jax.export.write import export
+from csfm_jax.models import position
 from csfm_jax.models.config import EncoderConfig
 from csfm_jax.models.encoder import Encoder
+from csfm_jax.training.checkpoint import Checkpoints
 from data_pipelines.config import DataConfig, TokenConfig, WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import get_spec
@@ -47,7 +52,6 @@ VARIANTS = {
     ),
     "rotary": variant(
         TokenConfig(modalities=EVERY, patch=PATCH, **TEXT),
-        DataConfig(window=WindowConfig(seconds=30.0)),
         position="rotary",
         pooling="mean",
         compute="bfloat16",
@@ -56,7 +60,7 @@ VARIANTS = {
     "learned by modality": variant(
         TokenConfig(modalities=EVERY[:4], patch=PATCH, **TEXT), projection="modality", heads=1, head_dim=16
     ),
-    "nano size": variant(TokenConfig(text_vocabulary=500), width=128, depth=4, heads=4, head_dim=32, mlp=256),
+    "csfm_nano": load_config("csfm_nano"),
 }
 
 
@@ -115,6 +119,17 @@ def test_golden_inputs_are_raw_and_hostile(base):
     ids, counts = np.unique(channel, return_counts=True)
     # CLS once, I and PPG whole, II with a hole of 0.78 s, V2 absent, text
     assert dict(zip(ids.tolist(), counts.tolist())) == {1: 100, 2: 91, 13: 100, 14: 1, 15: 12}
+
+
+def test_positions_of_long_windows(base):
+    torch = pytest.importorskip("torch")
+    layers = sys.modules[pytorch(base[1]).Transformer.__module__]
+    time = np.linspace(0.05, 1000.0, 77, dtype=np.float32)[None]
+    x = np.random.default_rng(0).standard_normal((1, 77, 2, 8)).astype(np.float32)
+    expected = position.rotate(jax.numpy.asarray(x), position.angles(jax.numpy.asarray(time), 4))
+    # PyTorch has heads before tokens
+    found = layers._rotate(torch.from_numpy(x).transpose(1, 2), layers.angles(torch.from_numpy(time), 4))
+    np.testing.assert_allclose(found.transpose(1, 2).numpy(), expected, rtol=0, atol=1e-5)
 
 
 def test_a_wrong_parameter_shows(base, tmp_path):
@@ -324,6 +339,30 @@ def no_golden(monkeypatch):
     monkeypatch.setattr(golden, "cases", lambda tokens, window: {})
 
 
+def test_the_command_exports_a_checkpoint(base, tmp_path, no_golden, capsys):
+    loaded, _ = base
+    params = {"encoder": nnx.to_pure_dict(nnx.state(loaded.encoder, nnx.Param)), "decoder": {"bias": np.ones(3)}}
+    stores = {"ptbxl": {"digest": "ab", "recordings": 17441, "subjects": 15106}}
+    record = {"config": loaded.config.to_dict(), "preprocessing": loaded.spec.to_dict(), "tokenizer": None}
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
+    optimizer = {"count": jax.numpy.zeros(())}
+    checkpoints.save(3, jax.tree.map(jax.numpy.asarray, params), optimizer, record | {"step": 3, "stores": stores})
+    checkpoints.close()
+    assert main(["export", "--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0
+    assert "--selfcheck" in capsys.readouterr().out
+    assert "ptbxl: 17,441 recordings, 15,106 subjects" in (tmp_path / "out" / "README.md").read_text()
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as weights:
+        assert all(name.startswith("encoder.") for name in weights.keys())
+        cls = weights.get_tensor("encoder.cls_token")
+    np.testing.assert_array_equal(cls[0, 0], params["encoder"]["tokenizer"]["cls"])
+
+    biggest = max((tmp_path / "run").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    flip(biggest, 1234)
+    assert main(["export", "--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "new")]) == 2
+    assert biggest.name in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_published_names_make_the_round_trip(tmp_path, no_golden):
     config = variant(TokenConfig(channels="csfm", **TEXT), DataConfig(), head_dim=64)
     loaded = trained(config, "csfm-published")
@@ -363,15 +402,22 @@ def test_writing_needs_no_pytorch(tmp_path):
     code = (
         BLOCK.format(names=("torch", "transformers"))
         + """
+import jax
+import numpy as np
+from flax import nnx
 from csfm_jax.config import Config
+from csfm_jax.encoding import LoadedEncoder, with_params
+from csfm_jax.export import golden, write
 from csfm_jax.models.config import EncoderConfig
-from csfm_jax.encoding import random_encoder
-from csfm_jax.export.write import export
-from data_pipelines.config import *
-small = Config(TokenConfig(text_length=0), DataConfig(window=WindowConfig(seconds=2.0)), EncoderConfig(8, 1, 1, 8, 8))
-export(random_encoder(small), sys.argv[1])
+from csfm_jax.models.encoder import Encoder
+from data_pipelines.preprocess import get_spec
+config = Config(encoder=EncoderConfig(width=64, depth=1, heads=1, mlp=64))
+build = lambda: Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(0))
+shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
+params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+golden.cases = lambda *words: {}
+write.export(LoadedEncoder(config, with_params(build, params, "test"), get_spec("csfm-jax")), sys.argv[1])
 """
-    )
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = run("-c", code, tmp_path / "out", cwd=root, env={"JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stderr

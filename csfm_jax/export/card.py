@@ -98,6 +98,8 @@ def _run(config, run):
                      f"{config.data.row_tokens:,} tokens each.")  # fmt: skip
     mask = config.data.mask
     lines.append(f"Hidden: {1 - mask.keep_signal:.0%} of signal tokens, {1 - mask.keep_text:.0%} of text tokens.")
+    if subjects := (run.get("subjects") or {}).get("count"):
+        lines.append(f"Trained on {subjects:,} subjects, of the training split only.")
     for name, store in sorted((run.get("stores") or {}).items()):
         numbers = ", ".join(f"{v:,} {k}" for k, v in store.items() if isinstance(v, int))
         lines.append(f"Store {name}: {numbers}.")

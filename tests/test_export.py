@@ -418,6 +418,7 @@ params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
 golden.cases = lambda *words: {}
 write.export(LoadedEncoder(config, with_params(build, params, "test"), get_spec("csfm-jax")), sys.argv[1])
 """
+    )
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = run("-c", code, tmp_path / "out", cwd=root, env={"JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,11 +182,11 @@ def test_a_checkpoint_loads_from_any_of_its_folders_with_its_weights(workdir):
     assert encoding.trained_subjects(_encoder(toy_config())) is None
 
 
-def test_a_random_encoder_is_its_seeds_and_another_with_another():
+def test_random_encoders_differ_by_seed():
     window = np.sin(np.arange(1000) / 9.0)[None]
     config = toy_config(pooling="mean")
-    one, same, other = (encoding.random_encoder(config, seed).encode(window, ["II"]).pooled for seed in (1, 1, 2))
-    assert np.array_equal(one, same) and np.abs(one - other).max() > 1e-2
+    one, other = (encoding.random_encoder(config, seed).encode(window, ["II"]).pooled for seed in (1, 2))
+    assert np.isfinite(one).all() and np.abs(one - other).max() > 1e-2
 
 
 def test_a_changed_file_and_another_preprocessing_are_refused(tmp_path):
@@ -234,6 +235,8 @@ def test_real_recordings_embed(encoder, shared_data):
     twelve = data_pipelines.read(sorted((shared_data / "ptbxl").rglob("*_hr.hea"))[0])
     result = encoder.embed(twelve)
     assert result.pooled.shape == (2, 24) and set(result.channel) == {"CLS", *LEADS}
-    bedside = encoder.embed(data_pipelines.read(shared_data / "bidmc" / "bidmc02.hea"))
-    assert len(bedside.pooled) == 120 and {"II", "PPG", "RESP"} <= set(bedside.channel)
+    bedside = data_pipelines.read(shared_data / "bidmc" / "bidmc02.hea")
+    minute = tuple(replace(c, signal=c.signal[: round(60 * c.rate)]) for c in bedside.channels)
+    bedside = encoder.embed(replace(bedside, channels=minute))
+    assert len(bedside.pooled) == 15 and {"II", "PPG", "RESP"} <= set(bedside.channel)
     assert json.dumps(result.report) and CHANNEL_ID["PPG"] == 13

@@ -53,7 +53,7 @@ def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, ra
             return output.loss, output
 
         (loss, output), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)

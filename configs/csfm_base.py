@@ -5,7 +5,7 @@ Reproduces: Gu et al., Nature Machine Intelligence 8(2):220-233, 2026 (arXiv 250
     reported; decoder, loss weights, optimizer and schedule are not stated there: those of He et al. 2022, scaled down.
 Expected: fine-tuned, CinC 2017 macro-F1 0.677; CODE-15 1-year mortality AUC 0.844; VTaC false alarms AUC 0.967 (their
     figures, from MIMIC-III-WDB, MIMIC-IV-ECG and CODE-Full, 1.7 million people). Not run by us.
-Time: an estimate by arithmetic, not run: 568 GFLOP a row (forward and backward, decoder included), 1.5e19 in all for 100,000 steps of
+Time: by arithmetic, not run: 568 GFLOP a row to train, decoder included, 1.5e19 in all for 100,000 steps of
     256 rows: 3.2 hours on 16 TPU v5e (197 TFLOP/s) at an assumed 40 % of peak.
 Command: csfm train --config=configs/csfm_base.py --workdir=DIR --config.data.stores=STORES
 """

@@ -4,7 +4,7 @@ Reproduces: Gu et al., Nature Machine Intelligence 8(2):220-233, 2026 (arXiv 250
     266,516,531 parameters with text embedding and a one-class head. Masking 75 % of signal and 50 % of text tokens is
     reported; decoder, loss weights, optimizer and schedule are not stated there: those of He et al. 2022, scaled down.
 Expected: no figure of Large alone is known to us; Base's (see `csfm_base.py`) are the ones to reach. Not run by us.
-Time: an estimate by arithmetic, not run: 1,293 GFLOP a row (forward and backward, decoder included), 3.3e19 in all for 100,000 steps of
+Time: by arithmetic, not run: 1,293 GFLOP a row to train, decoder included, 3.3e19 in all for 100,000 steps of
     256 rows: 7.3 hours on 16 TPU v5e (197 TFLOP/s) at an assumed 40 % of peak.
 Command: csfm train --config=configs/csfm_large.py --workdir=DIR --config.data.stores=STORES
 """

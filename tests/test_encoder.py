@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_batches import pack, small_config, window
+from model_batches import built, pack, small_config, window
 
 from csfm_jax.config import Config
 from csfm_jax.models import config as model_config
@@ -54,7 +54,7 @@ _made = {}
 
 def _encoder(of, config):
     if of not in _made:
-        graphdef, state = nnx.split(Encoder(of, config.tokens, rngs=nnx.Rngs(7)))
+        graphdef, state = built(lambda of=of: Encoder(of, config.tokens, rngs=nnx.Rngs(7)))
         forward = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
         _made[of] = lambda batch: forward(state, batch)
     return _made[of]
@@ -142,7 +142,7 @@ def test_dropout_follows_its_key_and_scan_follows_remat():
     results = []
     for remat in ("none", "dots", "full"):
         of = dataclasses.replace(config.encoder, remat=remat)
-        graphdef, state = nnx.split(Encoder(of, config.tokens, rngs=nnx.Rngs(7)))
+        graphdef, state = built(lambda of=of: Encoder(of, config.tokens, rngs=nnx.Rngs(7)))
 
         def loss(state, key, graphdef=graphdef):
             return (nnx.merge(graphdef, state)(batch, key=key).pooled ** 3).sum()
@@ -160,7 +160,8 @@ def test_bfloat16_is_near_float32_with_float32_parameters():
     rng, config = np.random.default_rng(0), small_config()
     rows = [[window(config, ["I", "RESP"], 5, 3, rng)]]
     np.testing.assert_allclose(run(config, rows, compute="bfloat16"), run(config, rows), atol=0.15)
-    state = nnx.state(Encoder(dataclasses.replace(config.encoder, compute="bfloat16"), config.tokens, rngs=nnx.Rngs(0)))
+    of = dataclasses.replace(config.encoder, compute="bfloat16")
+    _, state = built(lambda: Encoder(of, config.tokens, rngs=nnx.Rngs(0)))
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {np.dtype("float32")}
 
 

@@ -5,30 +5,32 @@ import dataclasses
 import jax
 import pytest
 from flax import nnx
-from model_batches import pack, small_config
+from model_batches import built, pack, small_config
 
 from csfm_jax.models import flops
+from csfm_jax.models.config import DecoderConfig
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.objectives import build
 
 
 @pytest.mark.parametrize("projection", ["shared", "modality"])
 def test_count_is_near_the_compilers(projection):
-    config = small_config(depth=1, width=64, mlp=256, projection=projection)
-    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, depth=1, width=64, mlp=256))
+    # Wide, so that products outweigh LayerNorm, softmax and the polynomial of erf, which the compiler counts too.
+    wide = dict(width=256, depth=1, heads=4, head_dim=64, mlp=1024)
+    config = dataclasses.replace(small_config(**wide, projection=projection), decoder=DecoderConfig(**wide))
     batch = pack(config, [[]])
 
     def measured(make):
-        graphdef, state = nnx.split(make())
-        outputs = lambda state: nnx.merge(graphdef, state)(batch)  # noqa: E731
-        return jax.jit(outputs).lower(state).compile().cost_analysis()["flops"]
+        graphdef, state = built(make)
+        # The batch is an argument: as a constant, most of the work on it would be done by the compiler.
+        forward = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
+        return forward.lower(state, batch).compile().cost_analysis()["flops"]
 
     counted = flops.count(config)
     encoder = measured(lambda: Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(0)))
     both = measured(lambda: build(config, rngs=nnx.Rngs(0)))
-    # The compiler also counts LayerNorm, softmax and GELU, a larger share at this width than at a real one.
-    assert 1.0 <= encoder / counted.encoder < 1.15
-    assert 1.0 <= both / counted.forward < 1.15
+    assert 1.0 <= encoder / counted.encoder < 1.1
+    assert 1.0 <= both / counted.forward < 1.1
 
 
 def test_depth_and_training():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from model_batches import pack, small_config, window
+from model_batches import built, pack, small_config, window
 
 from csfm_jax.config import ObjectiveConfig
 from csfm_jax.models.decoder import first_positions
@@ -20,7 +20,7 @@ def setting():
     rng, config = np.random.default_rng(0), small_config()
     rows = [["I", "V3", "RESP"], ["II"]], [["RESP"]], []
     windows = [[window(config, leads, 6, words, rng, keep=0.5) for words, leads in enumerate(row, 3)] for row in rows]
-    graphdef, state = nnx.split(build(config, rngs=nnx.Rngs(3)))
+    graphdef, state = built(lambda: build(config, rngs=nnx.Rngs(3)))
     run = jax.jit(lambda state, batch: (lambda m: (m(batch), m.reconstruct(batch)))(nnx.merge(graphdef, state)))
     return config, windows, graphdef, state, run
 
@@ -101,7 +101,7 @@ def test_every_parameter_learns(setting):
 def test_normalised_targets(setting):
     config, windows, _, state, _ = setting
     objective = ObjectiveConfig(normalise_target=True)
-    graphdef, _ = nnx.split(build(dataclasses.replace(config, objective=objective), rngs=nnx.Rngs(3)))
+    graphdef, _ = built(lambda: build(dataclasses.replace(config, objective=objective), rngs=nnx.Rngs(3)))
     run = jax.jit(lambda state, batch: (lambda m: (m(batch), m.reconstruct(batch)))(nnx.merge(graphdef, state)))
     batch = pack(config, windows)
     output, predicted = run(state, batch)
@@ -125,7 +125,7 @@ def test_first_positions():
 def test_a_model_without_text():
     config = small_config()
     config = dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, text_length=0))
-    graphdef, state = nnx.split(build(config, rngs=nnx.Rngs(0)))
+    graphdef, state = built(lambda: build(config, rngs=nnx.Rngs(0)))
     batch = pack(config, [[window(config, ["I"], 6, 0, np.random.default_rng(1), keep=0.5)]])
     output = jax.jit(lambda s: nnx.merge(graphdef, s)(batch))(state)
     assert np.isfinite(output.loss) and "loss/text" not in output.sums

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from csfm_jax.sharding import constrain
+
 # Linear layers as in He et al. 2022; lookup tables and CLS as in CSFM.
 LINEAR_INIT = nnx.initializers.xavier_uniform()
 TABLE_INIT = nnx.initializers.normal(1.0)
@@ -53,6 +55,13 @@ def layer_norm(size: int, *, dtype, rngs) -> nnx.LayerNorm:
 def table(rows: int, width: int, names: tuple[str, str], *, rngs: nnx.Rngs) -> nnx.Param:
     """A learned lookup table [rows, width], N(0, 1) as published."""
     return nnx.Param(TABLE_INIT(rngs.params(), (rows, width), jnp.float32), **axes(*names))
+
+
+def lookup(rows: nnx.Param, index: jax.Array) -> jax.Array:
+    """Rows of a table by index, [...] -> [..., width]; NaN out of range, never another row."""
+    # Whole on every device before the lookup, as a matrix is before its product; else the compiler gathers the result
+    # for the whole batch on every device.
+    return jnp.take(constrain(rows[...], None, None), index, axis=0, mode="fill")
 
 
 def vector(width: int, *, rngs: nnx.Rngs, init=TABLE_INIT) -> nnx.Param:

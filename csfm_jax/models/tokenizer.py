@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from csfm_jax.models.config import EncoderConfig
-from csfm_jax.models.layers import layer_norm, linear, table, vector
+from csfm_jax.models.layers import layer_norm, linear, lookup, table, vector
 from csfm_jax.models.position import angles, sincos
 from csfm_jax.models.vocabulary import Vocabulary
 from data_pipelines.signals import CLS, TEXT
@@ -65,7 +65,7 @@ class TextEmbedding(nnx.Module):
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
 
     def __call__(self, text_BV: jax.Array) -> jax.Array:
-        return self.norm(jnp.take(self.words[...], text_BV, axis=0))
+        return self.norm(lookup(self.words, text_BV))
 
 
 class Place(nnx.Module):
@@ -86,14 +86,14 @@ class Place(nnx.Module):
     def __call__(self, channel_BN: jax.Array, time_BN: jax.Array) -> jax.Array:
         """[B, N] channel ids and times -> [B, N, D] float32; zeros for CLS and padding."""
         row = jnp.asarray(self.vocabulary.row_of_channel)[channel_BN]
-        place = jnp.take(self.channel[...], row, axis=0, mode="fill")
+        place = lookup(self.channel, row)
         if self.position == "learned":
-            place += jnp.take(self.time[...], step_of(time_BN, self.seconds), axis=0, mode="fill")
+            place += lookup(self.time, step_of(time_BN, self.seconds))
         elif self.position == "sincos":
             place += sincos(time_BN, self.channel.shape[-1])
         place = jnp.where(is_signal(channel_BN)[..., None], place, 0.0)
         if self.vocabulary.text_length:
-            text = jnp.take(self.text_index[...], time_BN.astype(jnp.int32), axis=0, mode="fill") + self.text_type[...]
+            text = lookup(self.text_index, time_BN.astype(jnp.int32)) + self.text_type[...]
             place = jnp.where((channel_BN == TEXT)[..., None], text, place)
         return place
 

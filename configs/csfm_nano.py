@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.tokens.text_vocabulary = 2048
     config.tokens.text_length = 32
     config.data.window.seconds = 10.0
-    config.data.rows, config.data.row_tokens, config.data.row_visible, config.data.row_windows = 8, 512, 160, 6
+    config.data.rows, config.data.row_tokens, config.data.row_visible, config.data.row_windows = 6, 384, 112, 6
     config.data.mask.weights = {"random": 1.0, "channel": 0.5, "time": 0.5, "modality": 0.5}
 
     encoder = config.encoder
@@ -29,11 +29,12 @@ def get_config() -> ml_collections.ConfigDict:
     encoder.position_steps, encoder.position_seconds = 20, 0.5
     encoder.projection = "modality"
     encoder.dropout = 0.0
+    encoder.pooling = "mean"
     decoder = config.decoder
-    decoder.width, decoder.depth, decoder.heads, decoder.head_dim, decoder.mlp = 96, 2, 3, 32, 384
+    decoder.width, decoder.depth, decoder.heads, decoder.head_dim, decoder.mlp = 96, 2, 2, 32, 384
 
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_steps = 200
     config.training.steps = 4000
     config.training.log_every = 20
     config.training.eval_every = 500

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from csfm_jax.models.attention import dense, reference, splash
 
 BACKENDS = {"reference": reference.attend, "dense": dense.attend, "splash": splash.attend}
+BY_PLATFORM = {"tpu": "splash", "cpu": "reference"}
 
 
 def attend(
@@ -23,13 +24,14 @@ def attend(
         q: [B, N, H, head_dim]. k, v: [B, K, H, head_dim].
         segments_q: [B, N] int32, window of each query; 0 = padding. segments_k: [B, K], of each key. A query that is
             not padding has at least one key (in self-attention, itself).
-        backend: a key of `BACKENDS`, or "auto": "splash" on TPU, "dense" elsewhere, by the default platform; name it
-            when compiling for another platform than this process runs on.
+        backend: a key of `BACKENDS`, or "auto" by the default platform: "splash" on TPU, "reference" on CPU (its gradient
+            is 1.6 times faster there than "dense"), "dense" elsewhere. Name one when compiling for another platform
+            than this process runs on.
 
     Returns:
         [B, N, H, head_dim] in q's dtype.
     """
     if backend == "auto":
-        backend = "splash" if jax.default_backend() == "tpu" else "dense"
+        backend = BY_PLATFORM.get(jax.default_backend(), "dense")
     out = BACKENDS[backend](q, k, v, segments_q, segments_k)
     return jnp.where((segments_q > 0)[:, :, None, None], out, jnp.zeros((), out.dtype))

@@ -1,4 +1,4 @@
-"""The definition: masked softmax attention in float32. Slow; every other backend is tested against it."""
+"""The definition: masked softmax attention in float32. Every other backend is tested against it."""
 
 import jax
 import jax.numpy as jnp

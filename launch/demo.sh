@@ -11,14 +11,16 @@ step() { tail -n 1 "$work/metrics.jsonl" 2>/dev/null | sed -n 's/.*"step": *\([0
 reached() { local now; now=$(step); [ -n "$now" ] && [ "$now" -ge "$1" ]; }
 
 if [ -n "$recordings" ]; then
-  steps=4000 source=$recordings labels='superclass/*' probe=$stores/ptbxl,$stores/ptbxl_extra
+  source=$recordings steps=3000 drawn=$recordings labels='superclass/*'
+  # subjects of recordings that are not a public dataset are hashed with a secret of one's own, made once
+  key=(--new-key="$run/site.key"); [ -e "$run/site.key" ] && key=(--key-file="$run/site.key")
 else
-  steps=400 source=simulated:subjects=240 labels='rhythm/*' probe=$stores
+  source=simulated:subjects=240 steps=400 drawn=simulated:subjects=1,seed=99 labels='rhythm/*,heart_rate' key=()
 fi
 train=(csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" --config.training.steps=$steps)
 
 say "recordings -> store"
-csfm prepare --source="$source" --output="$stores" --keep-reports
+csfm prepare --source="$source" --output="$stores" --keep-reports ${key[@]+"${key[@]}"}
 
 say "what the store holds, and how its windows pack"
 csfm data "$stores" --config=csfm_nano
@@ -35,10 +37,15 @@ fi
 "${train[@]}"
 
 say "evaluation: linear probe against the same network at random initialisation"
-[ -e "$run/probe.json" ] || csfm evaluate --checkpoint="$work" --store="$probe" --labels="$labels" --output="$run/probe.json"
+probe=$(ls -d "$stores"/ptbxl* 2>/dev/null | paste -sd,) || true
+if [ -n "$recordings" ] && [ -z "$probe" ]; then
+  echo "no PTB-XL among these recordings; csfm evaluate --labels=... probes whatever labels yours have"
+elif [ ! -e "$run/probe.json" ]; then
+  csfm evaluate --checkpoint="$work" --store="${probe:-$stores}" --labels="$labels" --output="$run/probe.json"
+fi
 
 say "reconstruction on ECG paper"
-[ -e "$run/reconstruction.png" ] || csfm show --checkpoint="$work" --input="$stores" --output="$run/reconstruction.png"
+[ -e "$run/reconstruction.png" ] || csfm show --checkpoint="$work" --input="$drawn" --output="$run/reconstruction.png"
 
 say "export to PyTorch"
 [ -e "$run/pytorch/manifest.json" ] || csfm export --checkpoint="$work" --output="$run/pytorch"

@@ -9,7 +9,7 @@ from data_pipelines.masking import STRATEGIES
 
 
 def arguments(parser) -> None:
-    parser.add_argument("--input", required=True, help="one recording, e.g. a WFDB header (.hea)")
+    parser.add_argument("--input", required=True, help="one recording, e.g. a WFDB header (.hea), or a source, of which the first recording is drawn")
     parser.add_argument("--output", required=True, help="the PNG to write")
     parser.add_argument("--checkpoint", help="work directory, its checkpoints folder, or one step")
     parser.add_argument("--strategy", choices=STRATEGIES, default="random", help="what is hidden (with --checkpoint)")
@@ -21,12 +21,13 @@ def arguments(parser) -> None:
 
 
 def run(args) -> None:
-    import data_pipelines
     from csfm_jax import drawing
 
     if Path(args.output).suffix.lower() != ".png":
         raise BadInput("--output", "a name that does not end in .png", "a name ending in .png", "choose such a name")
-    recording = data_pipelines.read(args.input)
+    if args.seconds is not None and not args.seconds > 0:
+        raise BadInput("--seconds", f"{args.seconds:g}", "more than 0", "correct it")
+    recording = first_recording(args.input)
     if not 0 <= args.start < recording.seconds:
         raise BadInput("--start", f"{args.start:g} s", f"0 to {recording.seconds:g} s, its length", "start earlier")
     if args.checkpoint:
@@ -34,6 +35,17 @@ def run(args) -> None:
     else:
         page = as_recorded(recording, args.start, args.seconds or 10.0)
     print(f"drew {drawing.save(page, args.output)}")
+
+
+def first_recording(where: str):
+    """The recording of a file, or the first one of a folder or a simulated cohort."""
+    import data_pipelines
+    from data_pipelines.datasets import open_sources
+
+    if not (where.startswith("simulated") or Path(where).is_dir()):
+        return data_pipelines.read(where)
+    source = open_sources(where)[0]
+    return source.read(source.entries()[0])
 
 
 def as_recorded(recording, start: float, seconds: float):

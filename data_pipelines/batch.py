@@ -6,7 +6,7 @@ import numpy as np
 
 
 class TokenBatch(NamedTuple):
-    """Packed rows. Letters: B rows, T tokens a row, V visible tokens, P samples of the longest patch, S windows, K labels.
+    """Packed rows. Letters: B rows, T tokens a row, V visible, P samples of the longest patch, S windows, K labels.
 
     A NamedTuple, so that JAX takes it as a pytree although this package knows no JAX.
 

@@ -48,7 +48,7 @@ MODALITIES: dict[str, Modality] = {
         Modality("emg", 200, 40, (10.0, None), "uV", 0.1, True, "AASM: 10 Hz high-pass; 200 Hz as for EEG, so that sleep montages share one rate"),
         Modality("pcg", 2000, 200, (25.0, 400.0), "a.u.", 0.001, False, "CinC 2016: 2 kHz, 25-400 Hz"),
     )
-}
+}  # fmt: skip
 
 _LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 _EEG = (

@@ -283,7 +283,7 @@ def test_every_changed_file_is_refused_by_name(base, tmp_path, harm):
     folder = shutil.copytree(base[1], tmp_path / "out")
     module, rng = pytorch(base[1]), np.random.default_rng(0)
     files = sorted(p for p in folder.iterdir())
-    assert len(files) == 13
+    assert len(files) == 14
     module.verify(folder)
     for path in files:
         content = path.read_bytes()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_pipelines import preprocess, store
+from data_pipelines import filters, preprocess, store
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import INVALID, SPECS, normalise, prepare, prepare_channel, tokens
 from data_pipelines.signals import CHANNEL_ID, MODALITIES
@@ -258,7 +258,7 @@ def test_published_equals_neurokit2(rate):
     np.testing.assert_allclose(ecg, nk.ecg_clean(at_250, sampling_rate=250) / 0.001, atol=0.501)
     ppg = prepare_channel(x, rate, "NU", "PLETH", spec=PUBLISHED).samples
     np.testing.assert_allclose(normalise(ppg), normalise(nk.ppg_clean(at_250, sampling_rate=250)), atol=2e-3)
-    exact = preprocess._published(x[None].copy(), rate, PUBLISHED.rule("ecg"))[0]
+    exact = filters.published_cleaning(x[None].copy(), rate, PUBLISHED.rule("ecg"))[0]
     np.testing.assert_allclose(exact, nk.ecg_clean(at_250, sampling_rate=250), atol=1e-10)
     assert prepare_channel(x, rate, "uV", "EEG C3", spec=PUBLISHED).report["reason"].startswith("modality unknown")
 
@@ -281,9 +281,9 @@ def test_specs_name_themselves():
 
 
 def test_runs_beside_an_exported_model(tmp_path):
-    """The file works outside the package, with signals.py, NumPy and SciPy only."""
+    """The file works outside the package, with filters.py, signals.py, NumPy and SciPy only."""
     here = Path(preprocess.__file__).parent
-    for name in ("preprocess.py", "signals.py"):
+    for name in ("preprocess.py", "filters.py", "signals.py"):
         (tmp_path / name).write_bytes((here / name).read_bytes())
     code = (
         "import sys, numpy as np, preprocess as p;"

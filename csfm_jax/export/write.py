@@ -80,7 +80,7 @@ def _write_all(loaded: LoadedEncoder, run: dict, folder: Path) -> None:
     _dump(folder / "preprocessor_config.json", preprocessor_config(loaded.spec, config))
     for template in sorted(TEMPLATES.glob("*.py")):
         shutil.copyfile(template, folder / template.name)
-    for name in ("preprocess.py", "signals.py"):
+    for name in ("preprocess.py", "filters.py", "signals.py"):
         shutil.copyfile(Path(data_pipelines.__file__).parent / name, folder / name)
     if loaded.tokenizer_json:
         (folder / "tokenizer.json").write_text(loaded.tokenizer_json, encoding="utf-8")

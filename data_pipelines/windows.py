@@ -27,7 +27,8 @@ class EpochWindows:
 
     Attributes:
         store: int16, position in the list of stores. recording: int32, row of that store's index.
-        start: float32, seconds, a multiple of 1 / GRID. seconds: float32, length.
+        start: float64, seconds, a multiple of 1 / GRID (float32 would lose the grid after three days).
+        seconds: float32, length.
         signal_tokens, text_tokens: int32, upper bounds. tokens: with CLS. visible: what may stay visible, with CLS.
         group: int32, ascending; windows of one group share a row.
         skipped: reason -> recordings that gave no window.
@@ -73,6 +74,11 @@ def used_channels(tokens: TokenConfig) -> np.ndarray:
     Raises:
         BadInput: an unknown modality, channel set or patch length.
     """
+    if not tokens.modalities or len(set(tokens.modalities)) < len(tokens.modalities):
+        raise BadInput(
+            "config.tokens.modalities", "none, or one of them twice", "different ones of " + ", ".join(MODALITIES),
+            "correct the config",
+        )  # fmt: skip
     for name in tokens.modalities:
         if name not in MODALITIES:
             raise BadInput("config.tokens.modalities", repr(name), "some of " + ", ".join(MODALITIES), "correct it")
@@ -105,9 +111,11 @@ def check(tokens: TokenConfig, data: DataConfig) -> None:
         BadInput: naming the field.
     """
     used_channels(tokens)
-    for name, least in (("rows", 1), ("row_tokens", 2), ("row_visible", 0), ("row_windows", 1), ("workers", 0)):
-        if getattr(data, name) < least:
-            raise BadInput(f"config.data.{name}", str(getattr(data, name)), f"{least} or more", "correct the config")
+    least = {"rows": 1, "row_tokens": 2, "row_visible": 0, "row_windows": 1, "seed": 0, "workers": 0}
+    bounds = [(f"data.{name}", getattr(data, name), bound) for name, bound in least.items()]
+    for name, value, bound in [*bounds, ("tokens.text_length", tokens.text_length, 0)]:
+        if value < bound:
+            raise BadInput(f"config.{name}", str(value), f"{bound} or more", "correct the config")
     window = data.window
     if not 0 < window.minimum_seconds <= window.seconds:
         raise BadInput(
@@ -185,7 +193,8 @@ def _store_windows(index, position, weight, tokens, data, split, epoch, text_cou
     skipped["shorter than the minimum"] += int(np.count_nonzero(ours & ~long_enough))
     skipped["no channel of the config"] += int(np.count_nonzero(ours & long_enough & (signal == 0)))
     taken = np.flatnonzero(ours & long_enough & (signal > 0)).astype(np.int32)
-    each = np.floor(seconds[taken].astype(np.float64) / window.seconds + 1e-6)  # float32 may fall short of whole
+    milliseconds = np.asarray(index.milliseconds, np.int64)  # what float32 cannot say of a recording of days
+    each = np.floor(milliseconds[taken] / 1000 / window.seconds + 1e-6)
     each = np.clip(each, 1, window.most_per_recording).astype(np.int32)
     if not tokens.text_length:
         text = np.zeros(len(seconds), np.int32)
@@ -203,7 +212,7 @@ def _store_windows(index, position, weight, tokens, data, split, epoch, text_cou
             some = np.sort(rng.permutation(len(row))[: round((weight - turn) * len(row))])
             chosen, which = row[some], rank[some]
         recording = taken[chosen]
-        start = _starts(seconds[recording], length[recording], each[chosen], which, window.random_start, rng)
+        start = _starts(milliseconds[recording], length[recording], each[chosen], which, window.random_start, rng)
         tables.append(
             (
                 np.full(len(recording), position, np.int16),
@@ -217,14 +226,12 @@ def _store_windows(index, position, weight, tokens, data, split, epoch, text_cou
     return tables
 
 
-def _starts(seconds, length, each, rank, random_start, rng):
-    """float32 starts on the grid, never so late that the window would leave the recording."""
-    if random_start:
-        slack = np.floor((seconds - length) * np.float32(GRID)) + 1  # grid points that a start may take
-        step = np.floor((rank + rng.random(len(rank))) / each * slack)
-        return (np.minimum(step, slack - 1) / GRID).astype(np.float32)
-    tile = np.floor(rank * length.astype(np.float64) * GRID + 1e-6)
-    return (tile / GRID).astype(np.float32)
+def _starts(milliseconds, length, each, rank, random_start, rng):
+    """float64 starts on the grid, never so late that the window would leave the recording."""
+    length = length.astype(np.float64)
+    last = np.maximum(0, np.floor((milliseconds / 1000 - length) * GRID + 1e-6))  # grid point that a start may take
+    step = (rank + rng.random(len(rank))) / each * (last + 1) if random_start else rank * length * GRID + 1e-6
+    return np.minimum(np.floor(step), last) / GRID
 
 
 def signal_tokens(index, seconds: np.ndarray, tokens: TokenConfig) -> np.ndarray:

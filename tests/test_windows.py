@@ -21,6 +21,7 @@ TOKENS = TokenConfig(modalities=("ecg", "ppg", "resp"))
 def fake_store(seconds, channel_set=None, split=None, report=None, name="a"):
     n = len(seconds)
     index = SimpleNamespace(
+        milliseconds=np.asarray([round(s * 1000) for s in seconds], np.int64),
         seconds=np.asarray(seconds, np.float32),
         channel_set=np.zeros(n, np.int32) if channel_set is None else np.asarray(channel_set, np.int32),
         channel_sets=SETS,
@@ -154,6 +155,10 @@ def test_v_of_zero_never_binds(keep_signal, keep_text, text_length, T, S):
         ("tokens.channels", {"tokens": TokenConfig(channels="some")}),
         ("data.window.minimum_seconds", {"window": WindowConfig(1.0, 2.0)}),
         ("data.window.most_per_recording", {"window": WindowConfig(most_per_recording=0)}),
+        ("tokens.modalities", {"tokens": TokenConfig(modalities=())}),
+        ("tokens.modalities", {"tokens": TokenConfig(modalities=("ecg", "ecg"))}),
+        ("tokens.text_length", {"tokens": TokenConfig(text_length=-1)}),
+        ("data.seed", {"seed": -1}),
         ("data.rows", {"rows": 0}),
         ("data.row_windows", {"row_windows": 0}),
         ("data.weights.a", {"weights": {"a": -1.0}}),
@@ -166,9 +171,13 @@ def test_bad_configs_are_named(field, change):
         take([fake_store([10.0])], **change)
 
 
-def test_ten_thousand_hours_stay_on_the_grid():
-    """float32 starts of long recordings come back to their exact sample when they are read."""
-    store = fake_store([200_000.0])
-    table = take([store])
-    back = np.round(table.start.astype(float) * GRID)
-    assert len(table) == 20_000 and np.abs(table.start - back / GRID).max() < 0.5 / GRID
+@pytest.mark.parametrize("milliseconds", [199_999_993, 1_209_600_000 - 31])
+@pytest.mark.parametrize("random_start", [True, False])
+def test_windows_of_days_stay_on_the_grid_and_inside(milliseconds, random_start):
+    """float32 would round both recordings up to a length that they do not have, and starts off the grid."""
+    store = fake_store([milliseconds / 1000])
+    table = take([store], window=WindowConfig(random_start=random_start))
+    assert len(table) == milliseconds // 10_000
+    grid = table.start * GRID
+    assert np.abs(grid - np.round(grid)).max() < 1e-6 and len(np.unique(grid)) == len(table)
+    assert table.start.min() >= 0 and ((table.start + table.seconds) * 1000 <= milliseconds).all()

@@ -47,7 +47,7 @@ def hide(
     Args:
         channel: int [n], channel ids of the window's signal and text tokens, CLS left out.
         time: float [n], seconds; ignored for text.
-        modality: int [n], any number that tells signal modalities apart; ignored for text.
+        modality: int [n], small numbers from 0 on that tell signal modalities apart; ignored for text.
         is_text: bool [n].
         config: budgets, weights and structure.
         rng: source of all randomness; the same state gives the same mask.
@@ -64,7 +64,10 @@ def hide(
     signal_stays = max(1, round(config.keep_signal * n_signal)) if n_signal else 0
     hidden = None
     if strategy != "random":
-        hidden = _STRUCTURES[strategy](channel, time, modality, ~is_text, config, rng)
+        kind = {"channel": channel, "modality": modality}.get(strategy)
+        if kind is None:  # blocks of time
+            kind = np.floor_divide(time, config.block_seconds).astype(np.int64)
+        hidden = _some_kinds(kind, ~is_text, config.structured, rng)
         strategy = "random" if hidden is None else strategy
     order = rng.random(len(channel), dtype=np.float32)
     if hidden is not None:
@@ -105,30 +108,14 @@ def _smallest(order: np.ndarray, budget: int) -> np.ndarray:
     return chosen
 
 
-def _some_of(kinds: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray | None:
-    """A random share of distinct values, at least one of them and never all; None where that cannot be."""
+def _some_kinds(kind: np.ndarray, signal: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray | None:
+    """Signal tokens of a random share of their kinds (0, 1, ...), at least one and never all; None if there is one."""
+    kinds = np.flatnonzero(np.bincount(kind[signal]))  # `np.unique` and `np.isin` sort: five times as slow
     if len(kinds) < 2:
         return None
-    return rng.permutation(kinds)[: min(max(1, round(share * len(kinds))), len(kinds) - 1)]
-
-
-def _whole_channels(channel, time, modality, signal, config, rng):
-    chosen = _some_of(np.unique(channel[signal]), config.structured, rng)
-    return None if chosen is None else signal & np.isin(channel, chosen)
-
-
-def _time_blocks(channel, time, modality, signal, config, rng):
-    block = np.floor_divide(time, config.block_seconds).astype(np.int64)
-    chosen = _some_of(np.unique(block[signal]), config.structured, rng)
-    return None if chosen is None else signal & np.isin(block, chosen)
-
-
-def _whole_modalities(channel, time, modality, signal, config, rng):
-    chosen = _some_of(np.unique(modality[signal]), config.structured, rng)
-    return None if chosen is None else signal & np.isin(modality, chosen)
-
-
-_STRUCTURES = {"channel": _whole_channels, "time": _time_blocks, "modality": _whole_modalities}
+    chosen = np.zeros(int(kind.max()) + 1, bool)
+    chosen[rng.permutation(kinds)[: min(max(1, round(share * len(kinds))), len(kinds) - 1)]] = True
+    return signal & chosen[kind]
 
 
 def check(config: MaskConfig, tokens: TokenConfig) -> None:

@@ -7,6 +7,7 @@ imported inside `Loader` only, since it pulls JAX in.
 
 import dataclasses
 import os
+import signal
 import sys
 import threading
 from bisect import bisect_right
@@ -66,8 +67,7 @@ class Rows:
 
     def _add(self, writer: RowWriter, plan, window: int) -> None:
         store, recording = int(plan.store[window]), int(plan.recording[window])
-        start = round(float(plan.start[window]) * windows.GRID) / windows.GRID  # float32 back onto the grid
-        seconds = float(plan.seconds[window])
+        start, seconds = float(plan.start[window]), float(plan.seconds[window])
         blocks = self.stores[store].read_blocks(recording, start, seconds)
         labels = self._labels[store][recording] if self._label_count else None
         writer.add(blocks, self.reports.ids(store, recording), window, labels, seconds)
@@ -200,7 +200,8 @@ def _grain_dataset(source, workers: int):
 
 
 def _in_worker(worker: int, workers: int) -> None:
-    """Keeps a worker process off the accelerator, whatever the training process uses."""
+    """Keeps a worker process off the accelerator, and leaves Ctrl-C, which reaches the whole group, to its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:  # Grain has imported it, and it has read the environment
         sys.modules["jax"].config.update("jax_platforms", "cpu")

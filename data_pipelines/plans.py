@@ -90,7 +90,8 @@ class Plans:
 
     def get(self, epoch: int) -> EpochPlan:
         """The plan of an epoch; made here if nobody on this host has made it yet, or if what lies there is torn."""
-        if epoch not in self._open:
+        plan = self._open.get(epoch)
+        if plan is None:
             path = self._folder(epoch)
             plan = _open(path)
             if plan is None:
@@ -99,8 +100,9 @@ class Plans:
                     if plan is None:
                         self._make(epoch, path)
                         plan = _open(path)
-            self._open[epoch] = plan
-        return self._open[epoch]
+            # a removed file takes its room on the disk for as long as any worker has it mapped
+            self._open = {e: p for e, p in self._open.items() if e >= epoch - 1} | {epoch: plan}
+        return plan
 
     @contextmanager
     def _locked(self):
@@ -150,8 +152,7 @@ class Plans:
 
     def forget_before(self, epoch: int) -> None:
         """Removes plans of earlier epochs; a process that still has one mapped goes on reading it."""
-        for known in [e for e in self._open if e < epoch]:
-            del self._open[known]
+        self._open = {e: p for e, p in self._open.items() if e >= epoch}
         for path in self.folder.glob(f"epoch-*-{self.digest[:16]}"):
             match = re.fullmatch(r"epoch-(\d+)-.*", path.name)
             if match and int(match[1]) < epoch:

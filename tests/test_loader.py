@@ -247,14 +247,22 @@ def test_a_torn_plan_is_made_again(make, tmp_path, torn):
     assert not list((tmp_path / "plans").glob(".planning-*"))
 
 
-def test_workers_leave_the_accelerator_alone():
+def test_a_worker_keeps_no_removed_plan_open(stores, tmp_path):
+    plans = loader.Rows(stores, TOKENS, DATA, "train", tmp_path / "plans").plans
+    for epoch in range(4):
+        assert plans.get(epoch) is plans.get(epoch)
+    assert set(plans._open) == {2, 3}
+
+
+def test_workers_leave_the_accelerator_and_ctrl_c_alone():
     code = (
         "import jax; from data_pipelines.loader import _in_worker; _in_worker(0, 1);"
-        "import os; print(jax.devices()[0].platform, os.environ['JAX_PLATFORMS'])"
+        "import os, signal; print(jax.devices()[0].platform, os.environ['JAX_PLATFORMS'], end=' ');"
+        "print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
     )
     env = {**os.environ, "JAX_PLATFORMS": "cuda"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert done.stdout.split() == ["cpu", "cpu"]
+    assert done.stdout.split() == ["cpu", "cpu", "True"]
 
 
 @pytest.mark.parametrize("strategy", [None, "random", "channel", "time", "modality"])

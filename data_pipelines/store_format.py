@@ -73,7 +73,6 @@ def manifest_bytes(manifest: dict) -> bytes:
     return f'{{\n{body},\n"digest": "{digest}"\n}}\n'.encode()
 
 
-
 def record_count(path: Path) -> int:
     """Records of an ArrayRecord file; a truncated one opens as empty, without an error."""
     reader = open_reader(path)
@@ -117,7 +116,7 @@ def read_manifest(path: Path) -> dict:
     try:
         manifest = json.loads(data)
         intact = data == manifest_bytes(manifest)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError, LookupError):  # any JSON may have come to lie here
         intact = False
     if not intact:
         raise BadInput(str(file), "changed bytes", "the manifest as written", "restore the file or prepare again")

@@ -8,7 +8,6 @@ the rows, writes the manifest last, and removes `.partial/`. Every step writes b
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import math
 import os
@@ -104,9 +103,9 @@ class StoreWriter:
         try:
             data = self._part_path(shard).read_bytes()
             part = json.loads(data)
-        except (OSError, ValueError):
+            return part if data == manifest_bytes(part) else None
+        except (OSError, ValueError, AttributeError, TypeError, LookupError):
             return None
-        return part if data == manifest_bytes(part) else None
 
     def write_shard(self, shard: int, recordings: Iterable[StoredRecording], notes: dict | None = None) -> None:
         """Writes one shard whole, or, killed meanwhile, nothing that counts.
@@ -323,8 +322,3 @@ def _lock(file, where):
                 str(where), "another run writing here", "one at a time", "wait until it has ended"
             ) from error
         yield
-
-
-def digest(values) -> str:
-    """SHA-256 of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -48,7 +48,8 @@ def write(path, shards=2, name="small"):
             ],
         )  # fmt: skip
     order = [i for shard in range(shards) for i in range(len(made)) if i % shards == shard]
-    return writer.finish(quarantine=[{"ordinal": 9, "study": "f" * 16, "reason": "flat"}]), [made[i] for i in order]
+    quarantine = [{"ordinal": 9, "study": "f" * 16, "reason": "flat"}]
+    return writer.finish(quarantine=quarantine, tokenizer=lambda *_: '{"model": 1}'), [made[i] for i in order]
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +155,14 @@ def test_readable_from_many_threads(small):
     assert not wrong
 
 
-FILES = ["index.parquet", "labels.parquet", "quarantine.jsonl", "reports.parquet", "manifest.json"] + [
-    f"shards/shard-0000{i}-of-00002.array_record" for i in (0, 1)
-]
+FILES = [
+    "index.parquet",
+    "labels.parquet",
+    "quarantine.jsonl",
+    "reports.parquet",
+    "tokenizer.json",
+    "manifest.json",
+] + [f"shards/shard-0000{i}-of-00002.array_record" for i in (0, 1)]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -176,6 +182,10 @@ def test_changed_files_are_refused_by_name(small, tmp_path, name):
         for verify in ("full", "size"):
             with pytest.raises(BadInput, match=name.split("/")[-1]):
                 Store.open(tmp_path / "s", verify)
+    for other in (b"[5]", b'"a"', b"3", b"null", b"{}"):
+        file.write_bytes(other)
+        with pytest.raises(BadInput, match=name.split("/")[-1]):
+            Store.open(tmp_path / "s")
     file.unlink()
     with pytest.raises(BadInput, match=name.split("/")[-1]):
         Store.open(tmp_path / "s")

@@ -27,6 +27,7 @@ from data_pipelines.datasets import Entry, Source
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import SPECS, PreparedRecording
 from data_pipelines.recording import Recording
+from data_pipelines.signals import standard_name
 from data_pipelines.store import SPLITS, Store
 from data_pipelines.store_format import MANIFEST, WORK, read_manifest
 from data_pipelines.store_writer import StoredRecording, StoreWriter, compare_plans
@@ -44,7 +45,7 @@ class Summary:
         path: the store. already: it was complete, and has only been verified.
         totals: as in the manifest: recordings, subjects, by split, hours by modality.
         quarantined: recordings that could not be read or had no usable channel.
-        unknown: channel name -> recordings in which it was not known and left out.
+        unknown: channel name -> recordings in which it was not known, and left out or, by its unit, kept ("x as y").
         dropped: reason -> channels left out because of it.
         seconds: time taken.
     """
@@ -105,6 +106,8 @@ def prepare(
         OSError: the disk is full; the same call goes on later.
     """
     began = time.monotonic()
+    if workers < 1:
+        raise BadInput("--workers", str(workers), "at least 1", "leave it out for one")
     job, work = _plan(source, Path(output), spec, keep_reports, shards, key)
     progress = progress or (lambda done, total: None)
     total = sum(map(len, work.values()))
@@ -236,7 +239,7 @@ def split_of(key: bytes, source: str, subject: str) -> str:
 
 def _run(job, todo, workers, progress, total):
     done = total - sum(map(len, todo.values()))
-    if workers <= 1:
+    if workers == 1:
         for shard, entries in todo.items():
             _write_shard(job, shard, entries, lambda n, done=done: progress(done + n, total))
             done += len(entries)
@@ -308,10 +311,12 @@ def prepare_recording(recording: Recording, *, spec: str) -> PreparedRecording:
 
 def _note_channels(prepared, notes):
     for channel in prepared.report:
-        if channel["status"] == "dropped":
-            unknown = channel["channel"] is None
-            of, name = ("unknown", channel["name"].strip()[:32]) if unknown else ("dropped", channel["reason"])
-            notes[of][name] = notes[of].get(name, 0) + 1
+        standard, name = channel["channel"], channel["name"].strip()[:32]
+        if standard_name(name, "") is None:  # the unit alone may have told the modality
+            kept = f"{name} as {standard}" if channel["status"] == "kept" else name
+            notes["unknown"][kept] = notes["unknown"].get(kept, 0) + 1
+        if standard is not None and channel["status"] == "dropped":
+            notes["dropped"][channel["reason"]] = notes["dropped"].get(channel["reason"], 0) + 1
 
 
 def _anonymous(reason: str, entry: Entry) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.datasets import Entry, open_sources
+from data_pipelines.datasets import Entry, left_out, open_sources
 from data_pipelines.errors import BadInput
 
 
@@ -131,9 +131,19 @@ def test_any_other_folder_is_a_source_of_its_own(tmp_path):
         Entry("x", "a/1", "", "a/1.hea"), Entry("x", "b/1", "", "b/1.hea"), Entry("d", "d", "", "d.hea"),
         Entry("whole", "whole", "", "whole.hea"),
     ]  # fmt: skip
+    assert source.note.startswith("2 of 4 headers name no patient")
     assert source.read(source.entries()[3]).channels[0].name == "II"
     with pytest.raises(BadInput, match="d.hea"):
         source.read(source.entries()[2])
+
+
+def test_folders_beside_known_datasets_are_named(ptbxl_copy, tmp_path):
+    write_record(tmp_path / "ward", "deep/1")
+    (tmp_path / "notes").mkdir()
+    assert left_out(tmp_path, open_sources(tmp_path)) == ["ward"]
+    for alone in (ptbxl_copy, tmp_path / "ward"):
+        assert left_out(alone, open_sources(alone)) == []
+    assert left_out("simulated", open_sources("simulated")) == []
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ class Cohort:
     mains: float | None = 50.0
     licence: str = "made up"
     citation: str = "nobody"
+    note: str = ""
 
     def entries(self):
         split = (lambda i: SPLITS[i % 3]) if self.official else (lambda i: "")
@@ -93,6 +94,15 @@ def test_store_of_a_cohort(whole):
     assert store.index.channel_sets == ((2, 13),) and (path / "tokenizer.json").is_file()
     text = str(summary)
     assert "24 recordings of 12 subjects" in text and "gizmo (24)" in text and "patient" not in text
+
+
+def test_names_that_only_the_unit_explains_are_reported(tmp_path):
+    source, x = Cohort(subjects=3), np.random.default_rng(0).normal(size=1250)
+    channels = (Channel("strange", 250, "mV", x), Channel("stranger", 250, "mV", x), Channel("MCL1", 250, "mV", x))
+    source.read = lambda entry: Recording(channels, entry.subject, entry.study, source.name)
+    summary = prepare(source, tmp_path / "s")
+    assert summary.unknown == {"strange as ECG other": 6, "stranger": 6}
+    assert summary.dropped == {"duplicate of another channel": 12}
 
 
 def test_no_id_in_any_byte(tmp_path):
@@ -266,13 +276,14 @@ def test_keys(tmp_path, monkeypatch, capsys):
 
 
 def test_command_with_several_sources(tmp_path, monkeypatch, capsys):
-    sources = [Cohort(name="a", subjects=3), Cohort(name="b", dead=True), Cohort(name="c", subjects=4)]
+    sources = [Cohort(name="a", subjects=3), Cohort(name="b", dead=True), Cohort(name="c", subjects=4, note="old")]
     monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda where: sources)
     assert cli.main(["prepare", "--source=x", f"--output={tmp_path / 'all'}"]) == 2
     out, err = capsys.readouterr()
-    assert err.startswith("csfm prepare: b: found no usable recording") and err.count("\n") == 1
+    assert err.startswith("csfm prepare: b: found no usable recording") and err.endswith("\nc: old\n")
+    assert err.count("\n") == 2
     assert len(Store.open(tmp_path / "all" / "a").index) == 6 and len(Store.open(tmp_path / "all" / "c").index) == 8
-    for wrong in (["--shards=0"], ["--spec=other"]):
+    for wrong in (["--shards=0"], ["--workers=0"], ["--spec=other"]):
         assert cli.main(["prepare", "--source=x", f"--output={tmp_path / 'w'}", *wrong]) == 2
 
 

@@ -25,21 +25,23 @@ def arguments(parser):
 
 
 def run(args):
-    from data_pipelines.datasets import open_sources
+    from data_pipelines.datasets import left_out, open_sources
     from data_pipelines.prepare import new_key, prepare, read_key
 
     sources = open_sources(args.source)
     key = read_key(args.key_file) if args.key_file else new_key(args.new_key) if args.new_key else None
+    if others := left_out(args.source, sources):
+        print(f"csfm prepare: left out, as no known dataset: {', '.join(others)}; give each by itself", file=sys.stderr)
     refused = 0
     for source in sources:
-        if note := getattr(source, "note", ""):
-            print(f"{source.name}: {note}", file=sys.stderr)
         output = args.output / source.name if len(sources) > 1 else args.output
         options = {"spec": args.spec, "keep_reports": args.keep_reports, "shards": args.shards, "workers": args.workers}
         try:
             with _bar(source.name) as progress:
                 summary = prepare(source, output, key=key, progress=progress, **options)
             print(summary)
+            if source.note:
+                print(f"{source.name}: {source.note}", file=sys.stderr)
         except BadInput as error:
             if len(sources) == 1:
                 raise

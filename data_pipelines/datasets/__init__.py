@@ -6,7 +6,7 @@ from pathlib import Path
 from data_pipelines.datasets.source import Entry, Source
 from data_pipelines.errors import BadInput
 
-__all__ = ["Entry", "Source", "open_sources"]
+__all__ = ["Entry", "Source", "left_out", "open_sources"]
 
 _KNOWN = ("ptbxl:PTBXL", "ptbxl:PTBXLExtra", "cinc2021:CinC2021", "code15:CODE15", "bidmc:BIDMC", "cinc2015:CinC2015")
 
@@ -45,6 +45,15 @@ def open_sources(where: str | Path) -> list[Source]:
     from data_pipelines.datasets.wfdb_folder import WFDBFolder
 
     return [WFDBFolder(folder)]
+
+
+def left_out(where: str | Path, sources: list[Source]) -> list[str]:
+    """Subfolders with WFDB records that none of `open_sources(where)` reads: what a user might take to be included."""
+    folder = Path(where).resolve()
+    if not folder.is_dir() or any(source.root in (folder, *folder.parents) for source in sources):
+        return []
+    others = sorted({child for child in folder.iterdir() if child.is_dir()} - {source.root for source in sources})
+    return [child.name for child in others if next(child.rglob("*.hea"), None) is not None]
 
 
 def _recognise(folder: Path) -> Source | None:

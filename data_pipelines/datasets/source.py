@@ -40,7 +40,7 @@ class Source(ABC):
         public: whether subjects are hashed with the fixed public key (published datasets), not the site's own.
         mains: powerline frequency in Hz where it was recorded; None = not known.
         licence, citation: for model cards.
-        note: what a user should be told about this copy of the dataset; "" = nothing.
+        note: what a user should be told about this copy of the dataset, once it is listed; "" = nothing.
     """
 
     name = "wfdb"

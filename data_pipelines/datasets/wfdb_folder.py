@@ -36,4 +36,10 @@ class WFDBFolder(Source):
             except BadInput:
                 pass  # listed all the same: reading it raises, and the bulk run writes the reason down
             entries[path] = Entry(person, study, "", f"{study}.hea")
-        return sorted_entries([entry for path, entry in entries.items() if path not in segments], self.root)
+        kept = [entry for path, entry in entries.items() if path not in segments]
+        if nameless := sum(entry.subject == entry.study for entry in kept):
+            self.note = (
+                f"{nameless} of {len(kept)} headers name no patient: each of these recordings counts as a person, "
+                "and two of one patient may come to lie in different splits"
+            )
+        return sorted_entries(kept, self.root)

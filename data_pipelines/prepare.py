@@ -218,12 +218,16 @@ def _plan(source, output, spec, keep_reports, shards, key):
     }
     work: dict[int, list[tuple[int, Entry]]] = {shard: [] for shard in range(shards)}
     for ordinal, entry in enumerate(entries):
-        work[int(hashed(key, source.name, entry.subject), 16) % shards].append((ordinal, entry))
+        work[int(hashed(key, _people(source), entry.subject), 16) % shards].append((ordinal, entry))
     return _Job(source, output, spec, shards, keep_reports, key, plan), work
 
 
 def _keyed(key: bytes, *parts: str):
     return hmac.new(key, "\0".join(parts).encode(), hashlib.sha256)
+
+
+def _people(source: Source) -> str:
+    return source.people or source.name
 
 
 def hashed(key: bytes, source: str, of: str) -> str:
@@ -297,8 +301,8 @@ def _read(job, entry, study, notes):
     if not len(prepared.channels):
         reasons = Counter(r["reason"] for r in prepared.report)
         return None, "no usable channel: " + (_counts(reasons) or "it has none")
-    subject = hashed(job.key, job.source.name, entry.subject)
-    split = entry.split or split_of(job.key, job.source.name, entry.subject)
+    subject = hashed(job.key, _people(job.source), entry.subject)
+    split = entry.split or split_of(job.key, _people(job.source), entry.subject)
     report = recording.report if job.keep_reports else None
     return StoredRecording(subject, study, split, prepared, report, recording.labels), None
 

@@ -38,6 +38,7 @@ class Cohort:
     licence: str = "made up"
     citation: str = "nobody"
     note: str = ""
+    people: str = ""
 
     def entries(self):
         split = (lambda i: SPLITS[i % 3]) if self.official else (lambda i: "")
@@ -221,6 +222,16 @@ def test_splits(tmp_path):
     shares = Counter(split_of(KEY, "x", str(i)) for i in range(5000))
     assert 0.77 < shares["train"] / 5000 < 0.83 and 0.08 < shares["test"] / 5000 < 0.12
     assert hashed(KEY, "x", "1") != hashed(KEY, "y", "1") != hashed(b"other" * 8, "y", "1")
+
+
+def test_a_patient_of_two_folders_of_a_site_has_one_hash_and_one_split(tmp_path):
+    indexes = []
+    for name in ("2023", "2024"):
+        prepare(Cohort(name=name, people="site", public=False), tmp_path / name, key=KEY)
+        indexes.append(Store.open(tmp_path / name).index)
+    a, b = ({(s, split) for s, split in zip(i.subject.tolist(), i.split.tolist())} for i in indexes)
+    assert a == b and len(a) == 12
+    assert not set(indexes[0].study) & set(indexes[1].study)
 
 
 def test_a_subject_in_two_splits(tmp_path, monkeypatch):

@@ -36,7 +36,8 @@ class Source(ABC):
 
     Attributes:
         root: the dataset's folder.
-        name: goes into stores and into the hash of every subject.
+        name: goes into stores, and into the hash of every subject where `people` is "".
+        people: whose ids the subjects are. Sources with equal `people` share their persons, hence hashes and splits.
         public: whether subjects are hashed with the fixed public key (published datasets), not the site's own.
         mains: powerline frequency in Hz where it was recorded; None = not known.
         licence, citation: for model cards.
@@ -44,6 +45,7 @@ class Source(ABC):
     """
 
     name = "wfdb"
+    people = ""
     public = True
     mains: float | None = None
     licence = ""

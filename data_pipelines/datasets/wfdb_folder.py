@@ -11,13 +11,14 @@ _PERSON = ("patient id", "subject id", "patient", "subject")
 
 
 class WFDBFolder(Source):
-    """One source named after the folder; subjects are hashed with the site's own key.
+    """One source named after the folder; subjects are hashed with the site's own key, alike in all of its folders.
 
     A header's comment "Patient ID: ..." (or "Subject ID") tells the person; without one, each record counts as one.
     Segments of a multi-segment record are read through it, and are not listed themselves.
     """
 
     public = False
+    people = "site"  # a patient of two folders must not be in training in one and in test in the other
 
     def __init__(self, root: Path):
         super().__init__(root)

@@ -70,6 +70,7 @@ def test_the_suggested_row_gives_the_fill_it_promises(folder, capsys, overrides)
         (["a", "--config=run.py", "--config.data.row_tokens=512"], "row_tokens.*--suggest"),
         (["a", "--config=run.py", "--config.data.mask.keep_signal=1.0"], "keep_signal"),
         (["a", "--config=none.py"], "--config"),
+        (["a", "--suggest", "--config.data.row_tokens=512"], "no --config that it changes"),
         (["a", "--config=run.py", "--split=test"], "no window of test"),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 
 from csfm_jax import config as configs
 from data_pipelines import masking, plans, text, windows
+from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNELS, modality_of
 from data_pipelines.store import open_stores
 from data_pipelines.suggest import suggest
@@ -24,6 +25,8 @@ def arguments(parser):
 
 
 def run(args) -> None:
+    if args.overrides and not args.config:
+        raise BadInput(args.overrides[0], "no --config that it changes", "one", "add --config=NAME")
     config = configs.load(args.config, args.overrides) if args.config else configs.Config()
     stores = open_stores(args.stores, config.data.verify)
     for store in stores:

@@ -13,6 +13,7 @@ import numpy as np
 from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
 
+_REMEMBERED = 1 << 16  # reports whose ids a reader keeps: enough for small stores, bounded for large ones
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _REFERS_BACK = re.compile(r"compared (to|with)|previous (tracing|ecg)|tracing #|^\W*$", re.IGNORECASE)
 
@@ -205,6 +206,8 @@ class Reports:
             return _NO_TEXT
         key = (store, recording)
         if key not in self._ids:
+            if len(self._ids) >= _REMEMBERED:
+                self._ids.clear()
             text = self._store_texts(store)[recording]
             self._ids[key] = self._encode([text])[0] if text else _NO_TEXT
         return self._ids[key]

@@ -172,6 +172,8 @@ def test_ptbxl_is_known_by_its_table_and_falls_back_to_100_hz(ptbxl_copy):
     [
         ("ptbxl_database.csv", "patient_id", "person"),
         ("ptbxl_database.csv", "1,15709.0", "1,"),
+        ("ptbxl_database.csv", "1,15709.0", "1,inf"),
+        ("ptbxl_database.csv", "\n1,15709.0", "\n1,15709.0\n1,15709.0"),
         ("scp_statements.csv", "diagnostic_class", "class"),
     ],
 )
@@ -180,6 +182,17 @@ def test_a_table_without_its_columns_or_patients_stops_the_listing(ptbxl_copy, f
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(BadInput, match=file):
         open_sources(ptbxl_copy)[0].entries()
+
+
+def test_a_table_cannot_point_outside_its_folder(tmp_path):
+    write_record(tmp_path, "secret")
+    (tmp_path / "code").mkdir()
+    rows = ["record,patient id,chagas label", "../secret,1,", f"{tmp_path}/secret,2,"]
+    (tmp_path / "code" / "records.csv").write_text("\n".join(rows) + "\n")
+    source = open_sources(tmp_path / "code")[0]
+    for entry in source.entries():
+        with pytest.raises(BadInput, match="outside the dataset's folder"):
+            source.read(entry)
 
 
 def test_codes_that_are_no_literal_are_refused_when_read(ptbxl_copy):

@@ -57,7 +57,7 @@ class PTBXL(Source):
         self._codes  # noqa: B018  # a missing table of codes stops the source, not every single recording
         for file, row in self._rows.items():
             patient, fold = _number(row["patient_id"]), row["strat_fold"].removesuffix(".0")
-            if math.isnan(patient) or fold not in folds or not row["ecg_id"].strip().isdecimal():
+            if not math.isfinite(patient) or fold not in folds or not row["ecg_id"].strip().isdecimal():
                 where, expected = self.root / self.table, "an ecg_id, a patient_id and a fold from 1 to 10"
                 raise BadInput(where, "a row without one of them", expected, "use the original file")
             entries.append(Entry(str(int(patient)), f"{int(row['ecg_id']):05d}", folds[fold], f"{file}.hea"))

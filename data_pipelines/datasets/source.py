@@ -69,7 +69,10 @@ class Source(ABC):
 
     def read(self, entry: Entry) -> Recording:
         """Reads one recording with its labels and report; BadInput where its files are missing or wrong."""
-        header, recording = read_with_header(self.root / entry.path)
+        path = Path(entry.path)
+        if path.is_absolute() or ".." in path.parts:  # of a table
+            raise BadInput(self.root, "a record outside the dataset's folder", "records inside it", "correct the table")
+        header, recording = read_with_header(self.root / path)
         return replace(
             recording, subject=entry.subject, study=entry.study, source=self.name, report=self.report(entry),
             labels=self.labels(entry, header), split=entry.split, mains=self.mains,
@@ -87,7 +90,7 @@ def sorted_entries(entries: list[Entry], where: Path) -> list[Entry]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file; BadInput if it cannot be read or lacks one of `columns`."""
+    """Rows of a CSV file; BadInput if it cannot be read, or it or one of its rows lacks one of `columns`."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -101,6 +104,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise BadInput(
             path, f"no column {', '.join(missing)}", f"columns {', '.join(columns)}", "use the original file"
         )
+    if short := next((i for i, row in enumerate(rows, 2) if any(row[name] is None for name in columns)), None):
+        raise BadInput(path, f"row {short} cut off", f"columns {', '.join(columns)}", "use the original file")
     return rows
 
 

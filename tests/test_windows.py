@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csfm_jax.config import load, shipped_configs
 from data_pipelines import masking
 from data_pipelines.config import DataConfig, MaskConfig, TokenConfig, WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNEL_ID, MODALITIES, modality_of
+from data_pipelines.suggest import GOOD_FILL, suggest
 from data_pipelines.windows import GRID, capacities, epoch_windows, signal_tokens, used_channels
 
 SETS = (tuple(range(1, 13)), (2, CHANNEL_ID["PPG"], CHANNEL_ID["RESP"]), (CHANNEL_ID["PPG"],), (CHANNEL_ID["EEG C4"],))
@@ -169,6 +171,16 @@ def test_v_of_zero_never_binds(keep_signal, keep_text, text_length, T, S):
 def test_bad_configs_are_named(field, change):
     with pytest.raises(BadInput, match=rf"config\.{field}"):
         take([fake_store([10.0])], **change)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_every_shipped_config_fills_the_row_that_is_suggested(name):
+    """On recordings of 5 to 30 s: twelve leads, a lead with PPG and respiration, or PPG alone; some with a report."""
+    config, rng, n = load(name), np.random.default_rng(0), 2000
+    store = fake_store(rng.uniform(5, 30, n), rng.choice(3, n, p=[0.4, 0.4, 0.2]), report=rng.random(n) < 0.3)
+    counts = [np.where(store.index.has_report, rng.integers(5, 65, n), 0)]
+    found = suggest(epoch_windows([store], config.tokens, config.data, "train", 0, counts).sizes())
+    assert found.fill_tokens >= GOOD_FILL
 
 
 @pytest.mark.parametrize("milliseconds", [199_999_993, 1_209_600_000 - 31])

@@ -18,6 +18,20 @@ COMMANDS = {
     "export": "a checkpoint as a self-contained PyTorch folder",
 }
 
+_GOES_ON = "free space or choose another folder, then give the same command again: it goes on"
+_REMEDIES = {
+    errno.ENOSPC: f"expected room; {_GOES_ON}",
+    errno.EDQUOT: f"expected room; {_GOES_ON}",
+    errno.EACCES: "expected the right to read and write there; choose another place, or change its permissions",
+    errno.EPERM: "expected the right to read and write there; choose another place, or change its permissions",
+    errno.EROFS: "expected a place that can be written; choose another one",
+    errno.ENOENT: "expected a file or folder that exists; correct the path",
+    errno.EEXIST: "expected a folder, or nothing yet; choose another name",
+    errno.ENOTDIR: "expected a folder; correct the path",
+    errno.EISDIR: "expected a file; correct the path",
+    errno.ENAMETOOLONG: "expected a shorter name; choose one",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code (0 done, 2 bad input)."""
@@ -46,12 +60,15 @@ def main(argv: list[str] | None = None) -> int:
     except BadInput as error:
         print(f"csfm {name}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"csfm {name}: interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        remedy = _REMEDIES.get(error.errno)
+        if remedy is None:
             raise
         print(
-            f"csfm {name}: {error.filename or 'output'}: found {error.strerror.lower()}; expected room and the right "
-            "to write; free space or choose another folder, then give the same command again: it goes on",
+            f"csfm {name}: {error.filename or 'output'}: found {(error.strerror or str(error)).lower()}; {remedy}",
             file=sys.stderr,
         )
         return 2

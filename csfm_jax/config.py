@@ -6,6 +6,7 @@ A field that is unknown or has the wrong type is refused here, by name; a field 
 import dataclasses
 import difflib
 import json
+import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,13 +121,7 @@ def _build(cls, values, where):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            raise BadInput(
-                f"{where}.{name}",
-                "a field that nothing reads",
-                "one of " + ", ".join(fields),
-                f"did you mean {where}.{near[0]}?" if near else "remove it",
-            )
+            raise _unknown(where, name, fields)
     built = {}
     for name, f in fields.items():
         if name not in values:
@@ -137,6 +132,12 @@ def _build(cls, values, where):
         else:
             built[name] = _cast(value, f.type, path)
     return cls(**built)
+
+
+def _unknown(where, name, fields):
+    near = difflib.get_close_matches(name, fields, n=1)
+    remedy = f"did you mean {where}.{near[0]}?" if near else "remove it"
+    return BadInput(f"{where}.{name}", "a field that nothing reads", "one of " + ", ".join(fields), remedy)
 
 
 def _cast(value, kind, where):
@@ -186,24 +187,56 @@ def load(name_or_path: str, overrides: list[str] = ()) -> Config:
         overrides: command-line words, all of the form `--config.x.y=value`.
 
     Raises:
-        BadInput: unknown file or field, or a value that does not parse as the field's type.
+        BadInput: unknown file or field, a file that fails, or a value that does not parse as the field's type.
     """
     from absl import flags
     from ml_collections import config_flags
 
     path = find(name_or_path)
-    values = flags.FlagValues()
-    words = ["csfm", f"--config={path}", *overrides]
-    # without sys_argv it would take the overrides that it knows from this process's own command line
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+    for word in overrides:
+        _check_known(word)
+    added = [word for word in overrides if _adds_key(word)]  # ConfigDict's own flags know no new keys
+    words = ["csfm", *(word for word in overrides if word not in added)]
     try:
+        values = flags.FlagValues()
+        config = runpy.run_path(str(path))["get_config"]()
+        # without sys_argv it would take the overrides that it knows from this process's own command line
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
         values(words)
-        raw = values.config
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+        raw = values.config.to_dict()
+    except Exception as error:  # a config file is a program, and fails in any way that programs do
         raise BadInput(
             f"--config={name_or_path}",
-            str(error).splitlines()[0],
-            "known fields with values of their types",
-            "see the dataclasses in csfm_jax/config.py and data_pipelines/config.py",
+            f"{type(error).__name__}: {' '.join(str(error).split())}",
+            "a config file that runs, known fields, values of their types",
+            "see the shipped configs, and the dataclasses in csfm_jax/config.py and data_pipelines/config.py",
         ) from error
-    return from_dict(raw.to_dict())
+    for word in added:
+        _add_key(raw, word)
+    return from_dict(raw)
+
+
+def _check_known(word: str) -> None:
+    where, kind = "config", Config
+    for name in word.partition("=")[0].removeprefix("--config.").split("."):
+        if dataclasses.is_dataclass(kind):
+            fields = {f.name: f for f in dataclasses.fields(kind)}
+            if name not in fields:
+                raise _unknown(where, name, fields)
+            where, kind = f"{where}.{name}", fields[name].type
+
+
+def _adds_key(word: str) -> bool:
+    return word.removeprefix("--config.").partition("=")[0].rpartition(".")[0] in _OPEN
+
+
+def _add_key(raw: dict, word: str) -> None:
+    name, _, value = word.removeprefix("--").partition("=")
+    *parents, key = name.removeprefix("config.").split(".")
+    node = raw
+    for part in parents:
+        node = node[part]
+    try:
+        node[key] = json.loads(value)
+    except ValueError:
+        raise BadInput(name, value or "nothing", "a number", "correct the value") from None

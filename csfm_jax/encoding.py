@@ -1,8 +1,5 @@
 """Trained encoders in use: `load`, then `embed` a raw recording, `encode` a prepared window, or run whole batches."""
 
-import gzip
-import hashlib
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -280,16 +277,20 @@ def _present(window: np.ndarray, pooled) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load(path: str | Path) -> LoadedEncoder:
-    """Reads the encoder of a checkpoint, after verifying every file of it.
+    """Reads the encoder of a checkpoint, after verifying every file of it, or published weights.
 
     Args:
-        path: a work directory of `csfm train` (its latest step), its `checkpoints` folder, or one step's folder.
+        path: a work directory of `csfm train` (its latest step), its `checkpoints` folder, one step's folder, or a file
+            for `load_published_csfm`.
 
     Raises:
         BadInput: no checkpoint there, a file that was changed, or one of another preprocessing version.
     """
+    from csfm_jax.export.published import load_published_csfm
     from csfm_jax.training.checkpoint import find_step, restore_params
 
+    if Path(path).is_file():
+        return load_published_csfm(path)
     step = find_step(path)
     config, params, run = restore_params(step)
     encoder = with_params(
@@ -327,27 +328,6 @@ def random_encoder(config: Config, seed: int = 0, spec: preprocess.Spec | None =
     return LoadedEncoder(config, encoder, spec or preprocess.get_spec("csfm-jax"), None, {"seed": seed})
 
 
-def trained_subjects(encoder: LoadedEncoder) -> set[bytes] | None:
-    """Hashed subjects that a checkpoint's run was trained on; None where its work directory is not around it.
-
-    Raises:
-        BadInput: the list is not the one whose digest the checkpoint holds.
-    """
-    listed = Path(encoder.provenance.get("path", "")).parent.parent / "subjects-trained.txt.gz"
-    if "path" not in encoder.provenance or not listed.is_file():
-        return None
-    expected = (encoder.provenance.get("subjects") or {}).get("sha256", "")
-    try:
-        lines = gzip.decompress(listed.read_bytes()).split()
-    except (OSError, EOFError, zlib.error):
-        lines = []
-    found = hashlib.sha256(b"\n".join(lines)).hexdigest()
-    if found != expected:
-        remedy = "restore the file from a copy; without it, move it away and check by hand who was trained on"
-        raise BadInput(str(listed), f"SHA-256 {found[:12]}...", f"{expected[:12]}... (of the checkpoint)", remedy)
-    return set(lines)
-
-
 def with_params(build, params: dict, where: str) -> nnx.Module:
     """A module with given parameters in place of initial ones, which are never made.
 
@@ -371,7 +351,7 @@ def with_params(build, params: dict, where: str) -> nnx.Module:
 
 
 def _provenance(step: Path, run: dict) -> dict:
-    return {"path": str(step), "step": int(run["step"]), "subjects": run.get("subjects")}
+    return {"path": str(step), "step": int(run["step"]), "subjects": run.get("subjects"), "initial": run.get("initial")}
 
 
 def _flat(tree, path=()):
@@ -380,7 +360,11 @@ def _flat(tree, path=()):
 
 
 def _spec_of(run: dict, where: str) -> preprocess.Spec:
-    """The preprocessing of a checkpoint; refused where this package's of that name and version is another."""
+    """The preprocessing of a checkpoint; refused where this package's of that name, or its channels, are others."""
+    ours = [channel.name for channel in CHANNELS]
+    if (channels := run.get("channels", [])) != ours[: len(channels)]:
+        remedy = "use the version of csfm_jax that wrote it"
+        raise BadInput(where, "another channel vocabulary", "this version's or a start of it", remedy)
     try:
         spec = preprocess.Spec.from_dict(run["preprocessing"])
     except (KeyError, TypeError) as error:

@@ -49,7 +49,7 @@ def make_mesh(config: "MeshConfig", devices: list[jax.Device] | None = None) -> 
         BadInput: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in AXES]
+    sizes = [config.replica, config.data, config.fsdp, config.tensor]  # as AXES
     count, shown = len(devices), ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes))
     known = math.prod(s for s in sizes if s != -1)
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):

@@ -11,7 +11,7 @@ import pytest
 
 from csfm_jax import config as config_lib
 from csfm_jax.training import checkpoint
-from csfm_jax.training.checkpoint import Checkpoints, finished_steps, restore_params
+from csfm_jax.training.checkpoint import Checkpoints, finished_steps, restore_params, verify_step
 from data_pipelines.errors import BadInput
 
 RUN = {"config": config_lib.Config().to_dict(), "note": "plain values"}
@@ -104,6 +104,18 @@ def test_every_file_of_a_step_is_in_its_manifest(two_steps):
     for path in (two_steps / "2").rglob("*"):
         if path.is_file():
             assert path.relative_to(two_steps / "2").as_posix() in (two_steps / "2.manifest.json").read_text()
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_refused(two_steps, tmp_path):
+    folder = shutil.copytree(two_steps, tmp_path / "copy")
+    manifest = folder / "2.manifest.json"
+    whole = manifest.read_bytes()
+    for at in range(0, len(whole), 7):
+        manifest.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(BadInput):
+            verify_step(folder / "2")
+    manifest.write_bytes(whole)
+    verify_step(folder / "2")
 
 
 def test_with_no_intact_step_left_the_message_says_so(two_steps, tmp_path):

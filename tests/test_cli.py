@@ -11,7 +11,8 @@ from csfm_jax import cli
 def test_help_imports_no_jax():
     code = (
         "import sys; from csfm_jax import cli; assert cli.main(['--help']) == 0;"
-        "heavy = {'jax', 'flax', 'optax', 'grain', 'orbax', 'numpy', 'torch'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'jax', 'flax', 'optax', 'grain', 'orbax', 'numpy', 'torch'} & set(sys.modules);"
+        "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in cli.COMMANDS)
@@ -49,3 +50,22 @@ def test_full_disk_is_one_line_and_code_2(monkeypatch, capsys):
     assert cli.main(["data", "store"]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "store/shard" in message and "no space left" in message
+
+
+def test_a_place_that_cannot_be_a_folder_is_one_line_and_code_2(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = ["prepare", "--source=simulated:subjects=3", f"--output={tmp_path / 'file' / 'store'}"]
+    assert cli.main(words) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and str(tmp_path / "file") in message
+
+
+def test_a_second_interrupt_is_one_line(monkeypatch, capsys):
+    from csfm_jax.commands import data
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "run", interrupted)
+    assert cli.main(["data", "store"]) == 130
+    assert capsys.readouterr().err == "csfm data: interrupted\n"

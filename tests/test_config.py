@@ -47,8 +47,35 @@ def test_override_from_the_command_line():
     ],
 )
 def test_bad_overrides_are_named(override, names):
-    with pytest.raises(BadInput, match=names):
+    with pytest.raises(BadInput, match=names) as error:
         load("csfm_nano", [override])
+    assert "\n" not in str(error.value) and "\\n" not in str(error.value)
+
+
+def test_overrides_may_add_keys_to_open_mappings():
+    words = ["--config.data.weights.ptbxl=2", "--config.objective.weights.ppg=0.5", "--config.tokens.patch.ecg=50"]
+    config = load("csfm_nano", words)
+    assert config.data.weights == {"ptbxl": 2.0} and config.tokens.patch["ecg"] == 50
+    assert config.objective.weights == {"text": 0.1, "ppg": 0.5}
+    with pytest.raises(BadInput, match="config.data.weights.ptbxl"):
+        load("csfm_nano", ["--config.data.weights.ptbxl=much"])
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("def get_config(:", "SyntaxError"),
+        ("import no_such_module", "no_such_module"),
+        ("x = 1", "get_config"),
+        ("def get_config(): return 3", "should be a ConfigDict"),
+    ],
+)
+def test_a_config_file_that_fails_is_refused_in_one_line(tmp_path, content, found):
+    file = tmp_path / "mine.py"
+    file.write_text(content + "\n")
+    with pytest.raises(BadInput, match=found) as error:
+        load(str(file))
+    assert "\n" not in str(error.value)
 
 
 def test_unknown_field_in_a_file_is_refused(tmp_path):

@@ -158,6 +158,8 @@ def test_what_is_drawn_is_the_window_and_the_prediction_in_millivolt(place):
         (["show", "--input", "RECORDS/one.hea", "--output", "x.pdf"], ".png"),
         (["show", "--input", "RECORDS/one.hea", "--output", "x.png", "--start", "9"], "--start"),
         (["show", "--input", "RECORDS/one.hea", "--output", "x.png", "--seconds", "5"], "--seconds"),
+        (["show", "--input", "RECORDS/one.hea", "--output", "x.png", "--seconds", "0"], "--seconds"),
+        (["show", "--input", "RECORDS/one.hea", "--output", "x.png", "--seconds", "nan"], "--seconds"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(place, tmp_path, capsys, words, message):

@@ -15,6 +15,7 @@ import csfm_jax
 from csfm_jax import encoding
 from csfm_jax.evaluation import features
 from csfm_jax.models.encoder import Encoder
+from csfm_jax.training import record
 from data_pipelines import preprocess
 from data_pipelines.errors import BadInput
 from data_pipelines.recording import Channel, Recording
@@ -170,7 +171,7 @@ def test_what_cannot_be_encoded_is_refused(encoder, window, channels, message):
         encoder.encode(window, channels)
 
 
-def test_a_checkpoint_loads_from_any_of_its_folders_with_its_weights(workdir):
+def test_a_checkpoint_loads_from_any_of_its_folders_with_its_weights(workdir, tmp_path):
     paths = (workdir, workdir / "checkpoints", str(workdir / "checkpoints" / "3"))
     every = [csfm_jax.load(path) for path in paths]
     assert len({e.provenance["path"] for e in every}) == 1
@@ -178,8 +179,8 @@ def test_a_checkpoint_loads_from_any_of_its_folders_with_its_weights(workdir):
     window = np.sin(np.arange(1000) / 9.0)[None]
     pooled = [e.encode(window, ["II"]).pooled for e in (every[0], _encoder(toy_config(), seed=5))]
     assert np.array_equal(*pooled)
-    assert encoding.trained_subjects(every[1]) == {b"00000000000000aa"}
-    assert encoding.trained_subjects(_encoder(toy_config())) is None
+    assert record.trained_on(every[1].provenance) == record.TrainedOn({b"00000000000000aa"}, complete=True)
+    assert record.trained_on({"path": str(tmp_path / "run" / "weights.pt")}) == record.TrainedOn(set(), complete=False)
 
 
 def test_random_encoders_differ_by_seed():
@@ -240,3 +241,9 @@ def test_real_recordings_embed(encoder, shared_data):
     bedside = encoder.embed(replace(bedside, channels=minute))
     assert len(bedside.pooled) == 15 and {"II", "PPG", "RESP"} <= set(bedside.channel)
     assert json.dumps(result.report) and CHANNEL_ID["PPG"] == 13
+
+
+def test_a_checkpoint_of_another_channel_vocabulary_is_refused(tmp_path):
+    workdir = write_checkpoint(tmp_path / "run", toy_config(), channels=["PAD", "CLS", "TEXT", "II", "I"])
+    with pytest.raises(BadInput, match="another channel vocabulary"):
+        encoding.load(workdir)

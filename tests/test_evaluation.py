@@ -172,6 +172,16 @@ def test_comparison_tells_a_good_encoder_from_one_that_knows_nothing():
     assert years["mean_absolute_error"]["checkpoint"]["point"] < years["mean_absolute_error"]["random"]["point"] - 2
 
 
+def test_labels_without_validation_subjects_are_refused():
+    recordings, good, poor = _recordings()
+    (classes,) = protocol.groups(recordings, "class/*")
+    nobody = protocol.Recordings(
+        recordings.subject, np.where(recordings.split == 1, 0, recordings.split), recordings.labels
+    )
+    with pytest.raises(BadInput, match="no validation subject"):
+        protocol.judge(nobody, good, poor, classes, replicates=10)
+
+
 def test_people_whom_the_encoder_was_trained_on_are_refused_and_not_named():
     recordings, *_ = _recordings()
     train = set(recordings.subject[recordings.split == 0].tolist())

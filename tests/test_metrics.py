@@ -8,6 +8,7 @@ import pytest
 from csfm_jax.training.metrics import (
     BatchFacts,
     Interval,
+    Log,
     averages,
     batch_facts,
     drop_lines_after,
@@ -57,6 +58,13 @@ def test_an_interval_survives_a_checkpoint_exactly():
     for one in (interval, back):
         one.add(step(0.3, 9), FACTS)
     assert back == interval
+
+
+def test_a_figure_that_is_no_number_stands_as_null(tmp_path):
+    with Log(tmp_path, done=0, steps=9, write=True) as log:
+        log.write("validation", 3, {"loss": float("nan"), "mae": float("inf"), "rmse": 0.5, "sensors": {"ecg": 1.0}})
+    line = json.loads((tmp_path / "validation.jsonl").read_text())
+    assert line == {"step": 3, "loss": None, "mae": None, "rmse": 0.5, "sensors": {"ecg": 1.0}}
 
 
 def test_nothing_counted_is_none():

@@ -5,7 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import save_file
+from small_stores import mixed_store
 
 import csfm_jax
 from csfm_jax.export import names, published
@@ -254,3 +256,26 @@ def test_unreadable_files_are_refused(state, tmp_path, capsys):
     with pytest.raises(BadInput, match="no such file"):
         csfm_jax.load_published_csfm(tmp_path / "absent.pt")
     assert "executed" not in capsys.readouterr().out
+
+
+def test_published_weights_are_taken_where_checkpoints_are(state, imported, tmp_path):
+    from csfm_jax.config import Config
+    from csfm_jax.training import initial
+
+    weights = tmp_path / "tiny.safetensors"
+    save_file({k: v.numpy() for k, v in state.items()}, weights)
+    loaded = csfm_jax.load(weights)
+    window = np.cumsum(np.random.default_rng(0).standard_normal((1, 2500)), axis=1)
+    assert np.array_equal(loaded.encode(window, ["II"]).pooled, imported.encode(window, ["II"]).pooled)
+
+    config = loaded.config
+    begun = initial.read(str(weights), config, [], None)
+    assert begun.about["sha256"] == loaded.provenance["sha256"] and begun.about["subjects"] is None
+    with pytest.raises(BadInput, match=r"config.encoder.width: found 768; expected 24, as in .*tiny.safetensors"):
+        initial.read(str(weights), Config(), [], None)
+    ours = mixed_store(tmp_path / "store", recordings=3)
+    with pytest.raises(BadInput, match="csfm-published"):
+        initial.read(str(weights), config, [ours], None)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "sinus": 1}, unk_token="[UNK]")).to_str()
+    with pytest.raises(BadInput, match="config.data.tokenizer: found 2 words; expected 50"):
+        initial.read(str(weights), config, [], words)

@@ -11,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
-from csfm_jax import cli
-from csfm_jax.training import checkpoint
+from csfm_jax import cli, encoding
+from csfm_jax.training import checkpoint, initial, record
 
 STEPS = 40
 TINY = f"""
@@ -196,6 +198,35 @@ def test_a_changed_checkpoint_is_refused_by_name(bench, copy, capsys):
     victim.write_bytes(content)
     message = refused(bench, copy, capsys)
     assert str(victim) in message and "to go on from step 36 (intact)" in message
+
+
+def test_a_run_begins_with_the_encoder_of_another(bench, finished, tmp_path, capsys):
+    still = ("--config.optimizer.learning_rate=0.0", "--config.training.steps=6")
+    init, workdir = f"--init={finished[0]}", tmp_path / "run"
+    code, _, err = bench.run(workdir, init, *still)
+    assert (code, err) == (0, "")
+    (_, before, _), (_, after, run) = (checkpoint.restore_params(w) for w in (finished[0], workdir))
+    jax.tree.map(np.testing.assert_array_equal, before["encoder"], after["encoder"])
+    assert np.abs(before["decoder"]["mask"] - after["decoder"]["mask"]).max() > 1e-3
+    subjects = checkpoint.restore_params(finished[0])[2]["subjects"]
+    assert run["initial"]["step"] == STEPS and run["initial"]["subjects"] == subjects
+    known = record.trained_on(encoding.load(workdir).provenance)
+    assert known.complete and len(known.subjects) == subjects["count"]
+    (workdir / record.SUBJECTS_BEFORE).unlink()
+    assert not record.trained_on(encoding.load(workdir).provenance).complete
+
+    initial.check_resumed(str(finished[0]), run, str(workdir))  # the same command goes on
+    message = refused(bench, workdir, capsys, f"--init={tmp_path}", *still)
+    assert f"began from {finished[0]}" in message and "another --workdir" in message
+
+
+@pytest.mark.parametrize(
+    "field, value", [("encoder.mlp", 24), ("tokens.patch.ppg", 50), ("encoder.position_steps", 90)]
+)
+def test_initial_weights_of_another_model_are_refused_by_field(bench, finished, tmp_path, capsys, field, value):
+    more = (f"--init={finished[0]}", f"--config.{field}={value}", "--config.data.row_tokens=400")
+    message = refused(bench, tmp_path / "run", capsys, *more)
+    assert f"config.{field}: found {value}; expected" in message and str(finished[0]) in message
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_compiled(bench, tmp_path, capsys):

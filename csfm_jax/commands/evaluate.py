@@ -27,6 +27,7 @@ def arguments(parser) -> None:
 def run(args) -> None:
     from csfm_jax import encoding
     from csfm_jax.evaluation import features, protocol
+    from csfm_jax.training import record
     from data_pipelines.store import open_stores
 
     if args.bootstrap < 1:
@@ -35,11 +36,10 @@ def run(args) -> None:
     stores = open_stores(args.store, args.verify)
     everyone = protocol.Recordings.whole(stores)
     groups = protocol.groups(everyone, args.labels)
-    seen = encoding.trained_subjects(trained)
-    if seen is None:
-        print("the run's list of subjects is not beside this checkpoint: whether it knows test subjects is not checked")
-    else:
-        protocol.check_unseen(everyone, seen, args.checkpoint)
+    trained_on = record.trained_on(trained.provenance)
+    protocol.check_unseen(everyone, trained_on.subjects, args.checkpoint)
+    if not trained_on.complete:
+        print("not all whom these weights were trained on are known: whether they know test subjects is not checked")
     untrained = encoding.random_encoder(trained.config, args.seed, trained.spec)
     found = [features.recording_features(encoder, stores) for encoder in (trained, untrained)]
     recordings = protocol.Recordings.of(stores, found[0].store, found[0].recording)
@@ -50,7 +50,7 @@ def run(args) -> None:
     results = {
         "checkpoint": trained.provenance,
         "stores": {s.name: s.digest for s in stores},
-        "subjects_checked": seen is not None,
+        "subjects_checked": trained_on.complete,
         "windows": int(found[0].windows.sum()),
         "groups": judged,
     }

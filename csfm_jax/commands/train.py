@@ -18,6 +18,11 @@ def arguments(parser):
     parser.add_argument("--config", required=True, help="a config file or the name of a shipped one")
     parser.add_argument("--workdir", required=True, type=Path, help="the run's folder; made if absent")
     parser.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="begin with the encoder of this checkpoint (work directory or step) or file of published CSFM weights",
+    )
+    parser.add_argument(
         "--distributed",
         action="store_true",
         help="one process of several (TPU pod, SLURM, Open MPI): join the others before anything else",
@@ -34,4 +39,4 @@ def run(args) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     from csfm_jax.training.loop import train
 
-    train(config, args.workdir, command=shlex.join(["csfm", *sys.argv[1:]]))
+    train(config, args.workdir, init=args.init, command=shlex.join(["csfm", *sys.argv[1:]]))

@@ -109,12 +109,17 @@ def judge(
         regularisation chosen, and figures by label.
 
     Raises:
-        BadInput: no label of the group has both classes (or two values) in both train and test subjects.
+        BadInput: no label of the group has both classes (or two values) in both train and test subjects, or no
+            validation subject has one.
     """
     names, left_out = _usable(recordings, group)
     labels = np.stack([recordings.labels[n] for n in names], axis=1).astype(np.float64)
     known = ~np.isnan(labels).all(axis=1)
     rows = [known & (recordings.split == i) for i in range(3)]
+    if not rows[1].any():
+        remedy = "evaluate on more recordings, or choose other labels"
+        expected = "some, on whom the probe's regularisation is chosen"
+        raise BadInput(f"--labels {group.name}", "no validation subject with these labels", expected, remedy)
     fit = probes.ridge if group.continuous else probes.logistic
     fitted = [fit(*(probes.Cases(features[r], labels[r]) for r in rows)) for features in (checkpoint, random)]
     truth, patients = labels[rows[2]], recordings.subject[rows[2]]

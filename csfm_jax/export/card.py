@@ -100,6 +100,11 @@ def _run(config, run):
     lines.append(f"Hidden: {1 - mask.keep_signal:.0%} of signal tokens, {1 - mask.keep_text:.0%} of text tokens.")
     if subjects := (run.get("subjects") or {}).get("count"):
         lines.append(f"Trained on {subjects:,} subjects, of the training split only.")
+    if initial := run.get("initial"):
+        known = (initial["subjects"] or {}).get("count")
+        of = f"{known:,} subjects" if known is not None else "subjects that are not listed here"
+        kind = "published CSFM weights" if "sha256" in initial else f"step {initial['step']:,} of an earlier run"
+        lines.append(f"Began from {kind}, trained on {of}, instead of from a random initialisation.")
     for name, store in sorted((run.get("stores") or {}).items()):
         numbers = ", ".join(f"{v:,} {k}" for k, v in store.items() if isinstance(v, int))
         lines.append(f"Store {name}: {numbers}.")

@@ -33,10 +33,10 @@ TEMPLATES = Path(__file__).parent / "torch"
 
 
 def export_checkpoint(path: str | Path, output: str | Path) -> Path:
-    """Exports the encoder of a checkpoint.
+    """Exports the encoder of a checkpoint, or of published weights.
 
     Args:
-        path: a work directory, its checkpoints folder or one step; verified before use.
+        path: what `encoding.load` takes; verified before use.
         output: the folder to write; an earlier export there is replaced, anything else is not touched.
 
     Returns:
@@ -47,6 +47,8 @@ def export_checkpoint(path: str | Path, output: str | Path) -> Path:
     """
     _refuse_foreign(Path(output).absolute())
     loaded = encoding.load(path)
+    if "step" not in loaded.provenance:  # published weights tell nothing of their training
+        return export(loaded, output)
     run = checkpoint.restore_params(loaded.provenance["path"], verify=False)[2]  # verified a moment ago
     return export(loaded, output, run)
 

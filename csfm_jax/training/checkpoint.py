@@ -27,6 +27,7 @@ from csfm_jax import config as config_lib
 from data_pipelines.errors import BadInput
 
 _MANIFEST = re.compile(r"(\d+)\.manifest\.json")
+_FILE_KEYS = {"size", "sha256"}  # what a manifest says of each file
 
 
 class Checkpoints:
@@ -141,7 +142,7 @@ def write_manifest(step_folder: Path) -> None:
     }
     target = _manifest_path(step_folder)
     temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"format": 1, "step": int(step_folder.name), "files": files}, indent=1))
+    temporary.write_text(_manifest_text(step_folder, files))
     os.replace(temporary, target)
 
 
@@ -212,6 +213,10 @@ def _numbers(folder: Path, *, manifests: bool) -> set[int]:
     return {int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir()}
 
 
+def _manifest_text(step_folder: Path, files: dict) -> str:
+    return json.dumps({"format": 1, "step": int(step_folder.name), "files": files}, indent=1)
+
+
 def _manifest_path(step_folder: Path) -> Path:
     return step_folder.parent / f"{step_folder.name}.manifest.json"
 
@@ -230,8 +235,13 @@ def _remove_unfinished(folder: Path) -> None:
 
 def _differences(step_folder: Path, shard: int, shards: int, content: bool):
     try:
-        files = json.loads(_manifest_path(step_folder).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        text = _manifest_path(step_folder).read_text()
+        files = json.loads(text)["files"]
+        # written in exactly one way, so that a change shows anywhere in it
+        readable = text == _manifest_text(step_folder, files) and all(f.keys() == _FILE_KEYS for f in files.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        readable = False
+    if not readable:
         yield f"../{step_folder.name}.manifest.json", "no readable manifest", "the one written after the commit"
         return
     for name in sorted(files)[shard::shards]:

@@ -12,7 +12,7 @@ from csfm_jax import sharding
 from csfm_jax.config import Config
 from csfm_jax.models import config as model_config
 from csfm_jax.models import flops
-from csfm_jax.training import record, step
+from csfm_jax.training import initial, record, step
 from csfm_jax.training.checkpoint import Checkpoints
 from csfm_jax.training.metrics import Interval, Log, Speed, averages, batch_facts, interval_from, interval_values
 from csfm_jax.training.optimizer import learning_rate, make_optimizer
@@ -25,12 +25,13 @@ from data_pipelines.store import open_stores
 from data_pipelines.text import choose_tokenizer
 
 
-def train(config: Config, workdir: Path, *, command: str) -> None:
+def train(config: Config, workdir: Path, *, command: str, init: str | None = None) -> None:
     """Trains to `config.training.steps`, or goes on where an earlier call with this work directory stopped.
 
     Args:
         config: the whole run. workdir: made if absent; see `record.write_folder`, `metrics.Log` and `checkpoint` for
-            what lies in it. command: kept with the run.
+            what lies in it. command: kept with the run. init: weights to begin from, see `initial.read`; a run that
+            goes on has no more use for them.
 
     Raises:
         BadInput: anything that the user can correct. RunStopped: too many non-finite steps in a row.
@@ -54,15 +55,22 @@ def train(config: Config, workdir: Path, *, command: str) -> None:
         if saved:
             # Before arrays are read: another width would fail there too, but not by the name of its field.
             record.check_resumable(saved, about, str(workdir))
+            initial.check_resumed(init, saved, str(workdir))
+        begun = initial.read(init, config, stores, tokenizer) if init and not saved else None
+        about["initial"] = begun.about if begun else saved.get("initial")
         loader = _loader(config, stores, workdir / "plans", saved.get("data"))
         until_end.callback(loader.close)
 
         plan = blueprint(config, optimizer, mesh)
         state = _restored(checkpoints, plan, saved) if saved else plan.initial()
+        if begun:
+            state = initial.put(state, begun.params)
         done = saved.get("step", 0)
         writes = jax.process_index() == 0
         if writes:
             record.write_folder(workdir, about, record.trained_subjects(stores, config))
+            if begun:
+                record.write_subjects(workdir / record.SUBJECTS_BEFORE, begun.subjects)
             _print_start(config, plan, loader, done)
         log = until_end.enter_context(Log(workdir, done=done, steps=config.training.steps, write=writes))
         until_end.enter_context(sharding.use(mesh))

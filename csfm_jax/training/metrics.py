@@ -180,10 +180,12 @@ class Log:
             self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
 
     def write(self, name: str, step: int, values: dict) -> None:
-        """Writes one line to NAME.jsonl, flushed, and its numbers to TensorBoard."""
+        """Writes one line to NAME.jsonl, flushed, and its numbers to TensorBoard. NaN and Inf, which JSON has not, are
+        null."""
         if not self._files:
             return
-        self._files[name].write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._files[name].write(json.dumps({"step": step, **line}, allow_nan=False) + "\n")
         self._files[name].flush()
         for key, value in values.items():
             for part, number in (value if isinstance(value, dict) else {"": value}).items():

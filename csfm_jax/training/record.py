@@ -5,6 +5,8 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -34,6 +36,9 @@ FREE = (
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "tokenizers")
 
+SUBJECTS = "subjects-trained.txt.gz"  # of this run
+SUBJECTS_BEFORE = "subjects-trained-before.txt.gz"  # of the weights that it began from
+
 
 def trained_subjects(stores: list[Store], config: Config) -> list[str]:
     """Hashed ids of the subjects that this run may train on: of split "train", in stores of weight above 0; sorted."""
@@ -55,9 +60,14 @@ def describe(config: Config, stores: list[Store], tokenizer: str | None, command
         "tokenizer": tokenizer,
         "versions": versions(),
         "command": command,
-        "subjects": {"count": len(subjects), "sha256": hashlib.sha256("\n".join(subjects).encode()).hexdigest()},
+        "subjects": summary(subjects),
         "stores": {store.name: _describe_store(store) for store in stores},
     }
+
+
+def summary(subjects: list[str]) -> dict:
+    """Count and digest of a sorted list of hashed subjects."""
+    return {"count": len(subjects), "sha256": hashlib.sha256("\n".join(subjects).encode()).hexdigest()}
 
 
 def _describe_store(store: Store) -> dict:
@@ -86,8 +96,52 @@ def write_folder(folder: Path, record: dict, subjects: list[str]) -> None:
     (folder / "command.txt").write_text(record["command"] + "\n", encoding="utf-8")
     if record["tokenizer"] is not None:
         (folder / "tokenizer.json").write_text(record["tokenizer"], encoding="utf-8")
-    lines = "".join(f"{subject}\n" for subject in subjects).encode()
-    (folder / "subjects-trained.txt.gz").write_bytes(gzip.compress(lines, mtime=0))  # same subjects, same bytes
+    write_subjects(folder / SUBJECTS, subjects)
+
+
+def write_subjects(path: Path, subjects: list[str]) -> None:
+    """Writes hashed subjects, one a line; same subjects, same bytes."""
+    path.write_bytes(gzip.compress("".join(f"{subject}\n" for subject in subjects).encode(), mtime=0))
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """Hashed subjects that weights were trained on, and whether these are all of them."""
+
+    subjects: set[bytes]
+    complete: bool
+
+
+def trained_on(provenance: dict) -> TrainedOn:
+    """The subjects of a checkpoint's run and of the weights that it began from, read from its work directory.
+
+    Args:
+        provenance: of a `LoadedEncoder`.
+
+    Raises:
+        BadInput: a list is not the one whose digest the checkpoint holds.
+    """
+    if "path" not in provenance:
+        return TrainedOn(set(), complete=True)  # never trained
+    folder, initial = Path(provenance["path"]).parent.parent, provenance.get("initial")
+    lists = [_read_subjects(folder / SUBJECTS, provenance.get("subjects"))]
+    if initial is not None:
+        lists.append(_read_subjects(folder / SUBJECTS_BEFORE, initial["subjects"]))
+    return TrainedOn(set().union(*(known for known in lists if known)), complete=None not in lists)
+
+
+def _read_subjects(path: Path, expected: dict | None) -> set[bytes] | None:
+    if expected is None or not path.is_file():
+        return None
+    try:
+        lines = gzip.decompress(path.read_bytes()).split()
+    except (OSError, EOFError, zlib.error):
+        lines = []
+    if (found := hashlib.sha256(b"\n".join(lines)).hexdigest()) != expected["sha256"]:
+        remedy = "restore the file from a copy; without it, move it away and check by hand who was trained on"
+        wanted = f"{expected['sha256'][:12]}... (of the checkpoint)"
+        raise BadInput(str(path), f"SHA-256 {found[:12]}...", wanted, remedy)
+    return set(lines)
 
 
 def check_resumable(saved: dict, now: dict, where: str) -> None:

@@ -1,0 +1,116 @@
+"""Weights to begin from: the encoder of an earlier run, or published CSFM weights. The decoder always starts anew."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from csfm_jax.config import Config
+from csfm_jax.encoding import LoadedEncoder, load
+from csfm_jax.training import record
+from csfm_jax.training.state import TrainState
+from data_pipelines.errors import BadInput
+from data_pipelines.store import Store, check_spec
+
+# What may differ from the weights' own configuration: how they are run, not what they are.
+_FREE = ("dropout", "pooling", "remat", "compute", "attention")
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Weights for step 0.
+
+    Attributes:
+        params: the encoder's parameters, a nested dict of arrays under `Encoder`'s names.
+        about: plain values for the run's record: "path", "step" or "sha256", "preprocessing", and "subjects", the count
+            and digest of the hashed subjects that these weights were trained on; None where they are not known.
+        subjects: those hashed subjects, sorted; as many as are known.
+    """
+
+    params: dict
+    about: dict
+    subjects: list[str]
+
+
+def read(path: str, config: Config, stores: list[Store], tokenizer: str | None) -> Initial:
+    """Reads initial weights and holds them against the run that is to go on from them.
+
+    Args:
+        path: a checkpoint, as `encoding.load` takes it, or a file of published CSFM weights.
+        config, stores: of the run. tokenizer: JSON text of the run, or None without text.
+
+    Raises:
+        BadInput: no intact weights there, or another architecture, vocabulary, preprocessing or tokenizer; names the
+            first field that differs.
+    """
+    loaded = load(path)
+    _check_sizes(config, loaded.config, path)
+    for store in stores:
+        check_spec(store.spec, loaded.spec, str(store.path))
+    if tokenizer is not None:
+        _check_words(tokenizer, loaded, path)
+    trained = record.trained_on(loaded.provenance)
+    subjects = sorted(subject.decode() for subject in trained.subjects)
+    about = {name: loaded.provenance[name] for name in ("step", "sha256") if name in loaded.provenance}
+    about |= {"path": str(Path(path).absolute()), "preprocessing": str(loaded.spec)}
+    about["subjects"] = record.summary(subjects) if trained.complete else None
+    return Initial(nnx.to_pure_dict(nnx.state(loaded.encoder, nnx.Param)), about, subjects)
+
+
+def put(state: TrainState, params: dict) -> TrainState:
+    """The state with the encoder's parameters replaced, placed as they were."""
+    encoder = jax.tree.map(
+        # the step donates what it is given: a view of the weights' own memory must not be
+        lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding, may_alias=False),
+        state.params["encoder"],
+        params,
+    )
+    return state._replace(params=state.params | {"encoder": encoder})
+
+
+def check_resumed(path: str | None, saved: dict, where: str) -> None:
+    """Refuses to go on with a run that began from other weights; the weights themselves are not read again.
+
+    Args:
+        path: of this command, or None. saved: `run` of the checkpoint. where: the work directory.
+    """
+    began = (saved.get("initial") or {}).get("path")
+    if path is not None and str(Path(path).absolute()) != began:
+        found = f"a run that began from {began or 'a random initialisation'}"
+        raise BadInput(where, found, f"one that began from --init={path}", "choose another --workdir for another run")
+
+
+def _check_sizes(config: Config, theirs: Config, where: str) -> None:
+    for part in ("encoder", "tokens"):
+        ours, found = (_described(getattr(c, part)) for c in (config, theirs))
+        for name, value in found.items():
+            if ours.get(name) != value:
+                field = f"config.{part}.{name}"
+                raise BadInput(field, str(ours.get(name)), f"{value}, as in {where}", f"give --{field}={value}")
+
+
+def _described(part) -> dict:
+    values = {name: value for name, value in dataclasses.asdict(part).items() if name not in _FREE}
+    for modality, samples in values.pop("patch", {}).items():
+        if modality in values["modalities"]:
+            values[f"patch.{modality}"] = samples
+    if values.get("text_length") == 0:
+        del values["text_vocabulary"]  # there is no table of words
+    return values
+
+
+def _check_words(tokenizer: str, loaded: LoadedEncoder, where: str) -> None:
+    """The same token id must mean the same word. Published weights bring no tokenizer: its size at least must fit."""
+    from tokenizers import Tokenizer
+
+    theirs, published = loaded.tokenizer_json, "step" not in loaded.provenance
+    if theirs is not None and theirs != tokenizer:
+        remedy = "give --config.data.tokenizer=, the tokenizer.json in the work directory of these weights"
+        raise BadInput("config.data.tokenizer", "another tokenizer", f"that of {where}", remedy)
+    words, entries = loaded.config.tokens.text_vocabulary, Tokenizer.from_str(tokenizer).get_vocab_size()
+    if published and entries != words:
+        remedy = "give --config.data.tokenizer=, the tokenizer.json that these weights were trained with"
+        raise BadInput("config.data.tokenizer", f"{entries} words", f"{words}, as in {where}", remedy)

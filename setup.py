@@ -49,7 +49,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # configs/ travels inside the package, so that a wheel installs no top-level `configs`
-    packages=[*find_packages(include=["csfm_jax", "csfm_jax.*", "data_pipelines", "data_pipelines.*"]), "csfm_jax._configs"],
+    packages=[
+        *find_packages(include=["csfm_jax", "csfm_jax.*", "data_pipelines", "data_pipelines.*"]),
+        "csfm_jax._configs",
+    ],
     package_dir={"csfm_jax._configs": "configs"},
     package_data={"csfm_jax.export": ["torch/*.py", "torch/*.md"]},
     install_requires=DEPENDENCIES,

@@ -9,7 +9,11 @@ from data_pipelines.masking import STRATEGIES
 
 
 def arguments(parser) -> None:
-    parser.add_argument("--input", required=True, help="one recording, e.g. a WFDB header (.hea), or a source, of which the first recording is drawn")
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="one recording, e.g. a WFDB header (.hea), or a source, of which the first recording is drawn",
+    )
     parser.add_argument("--output", required=True, help="the PNG to write")
     parser.add_argument("--checkpoint", help="work directory, its checkpoints folder, or one step")
     parser.add_argument("--strategy", choices=STRATEGIES, default="random", help="what is hidden (with --checkpoint)")

@@ -24,9 +24,9 @@ def attend(
         q: [B, N, H, head_dim]. k, v: [B, K, H, head_dim].
         segments_q: [B, N] int32, window of each query; 0 = padding. segments_k: [B, K], of each key. A query that is
             not padding has at least one key (in self-attention, itself).
-        backend: a key of `BACKENDS`, or "auto" by the default platform: "splash" on TPU, "reference" on CPU (its gradient
-            is 1.6 times faster there than "dense"), "dense" elsewhere. Name one when compiling for another platform
-            than this process runs on.
+        backend: a key of `BACKENDS`, or "auto", by the default platform: "splash" on TPU, "reference" on CPU (its
+            gradient is 1.6 times faster there than "dense"), "dense" elsewhere. Name one when compiling for another
+            platform than this process runs on.
 
     Returns:
         [B, N, H, head_dim] in q's dtype.

@@ -1,10 +1,9 @@
 """CSFM nano: the same machine for two CPU cores, and for four kinds of sensors.
 
 Reproduces: nothing published; masked reconstruction at the smallest size that learns something.
-Expected: held-out loss of hidden patches stays at 1.0 (the mean) for about a thousand steps of 8 rows, then falls, when
-    attention has found the same instant in another lead; frozen linear probe on PTB-XL superclasses above that of the
-    same network at random initialisation (`docs/benchmarks.md` has what was measured).
-Time: about ten minutes on two CPU cores.
+Expected: on the real recordings of docs/benchmarks.md the loss of hidden ECG patches leaves 1.0 (the mean) within 500
+    steps; the frozen linear probe on PTB-XL superclasses beats the same network at random initialisation.
+Time: about 15 minutes on two CPU cores.
 Command: csfm train --config=csfm_nano --workdir=DIR --config.data.stores=STORES
 """
 
@@ -21,12 +20,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.tokens.text_vocabulary = 2048
     config.tokens.text_length = 32
     config.data.window.seconds = 10.0
-    config.data.rows, config.data.row_tokens, config.data.row_visible, config.data.row_windows = 6, 384, 112, 6
-    config.data.mask.weights = {"random": 1.0, "channel": 0.5, "time": 0.5, "modality": 0.5}
+    config.data.rows, config.data.row_tokens, config.data.row_visible, config.data.row_windows = 4, 384, 112, 6
+    config.data.mask.weights = {"random": 1.0, "channel": 0.25, "time": 0.25, "modality": 0.25}
 
     encoder = config.encoder
     encoder.width, encoder.depth, encoder.heads, encoder.head_dim, encoder.mlp = 128, 4, 4, 32, 512
-    encoder.position_steps, encoder.position_seconds = 20, 0.5
+    # Attention has to find the same instant in another lead. With learned positions the loss stays at 1.0 for more than
+    # 1,400 steps; with rotary ones it is 0.7 after 500.
+    encoder.position = "rotary"
     encoder.projection = "modality"
     encoder.dropout = 0.0
     encoder.pooling = "mean"
@@ -35,8 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 200
-    config.training.steps = 4000
+    config.training.steps = 3000
     config.training.log_every = 20
-    config.training.eval_every = 500
+    config.training.eval_every = 1000
     config.training.save_every = 500
     return config

@@ -69,7 +69,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each named axis; exactly one may be -1 (what is left). See `csfm_jax.sharding`."""
+    """Devices along each named axis; at most one is -1 (what is left). See `csfm_jax.sharding`."""
 
     replica: int = 1
     data: int = -1

@@ -12,7 +12,7 @@ TABLE_INIT = nnx.initializers.normal(1.0)
 
 
 def axes(*names: str | None) -> dict:
-    """A parameter's metadata: its logical axis names, for `sharding.shardings`.
+    """A parameter's metadata: its logical axis names, for `sharding.RULES`.
 
     Eager sharding is off: it would refuse to build a model where there is no mesh, as a user of `embed()` does.
     """

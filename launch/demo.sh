@@ -11,7 +11,7 @@ step() { tail -n 1 "$work/metrics.jsonl" 2>/dev/null | sed -n 's/.*"step": *\([0
 reached() { local now; now=$(step); [ -n "$now" ] && [ "$now" -ge "$1" ]; }
 
 if [ -n "$recordings" ]; then
-  source=$recordings steps=3000 drawn=$recordings labels='superclass/*'
+  source=$recordings steps=2500 drawn=$recordings labels='superclass/*'
   # subjects of recordings that are not a public dataset are hashed with a secret of one's own, made once
   key=(--new-key="$run/site.key"); [ -e "$run/site.key" ] && key=(--key-file="$run/site.key")
 else

@@ -54,11 +54,11 @@ def test_bad_overrides_are_named(override, names):
 
 def test_overrides_may_add_keys_to_open_mappings():
     words = ["--config.data.weights.ptbxl=2", "--config.objective.weights.ppg=0.5", "--config.tokens.patch.ecg=50"]
-    config = load("csfm_nano", words)
+    config = load("csfm_base", words)
     assert config.data.weights == {"ptbxl": 2.0} and config.tokens.patch["ecg"] == 50
     assert config.objective.weights == {"text": 0.1, "ppg": 0.5}
     with pytest.raises(BadInput, match="config.data.weights.ptbxl"):
-        load("csfm_nano", ["--config.data.weights.ptbxl=much"])
+        load("csfm_base", ["--config.data.weights.ptbxl=much"])
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_window_is_embedded_the_same_wherever_it_stands(variant, seed):
         return window(config, list(leads), int(rng.integers(1, 5)), int(rng.integers(0, 4)), rng, keep=0.7)
 
     one, others = some(), [some() for _ in range(4)]
-    others[0].visible[1] = True
+    one.visible[1] = others[0].visible[1] = True  # as in every real window: one signal token at least
     alone = run(config, [[one], []], **variant)[0, 0]
     order = np.r_[0, 1 + rng.permutation(len(one.channel) - 1)]
     neighbours = run(config, [[others[0], one, others[1]], [others[2], others[3]]], **variant)

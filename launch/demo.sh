@@ -30,8 +30,7 @@ if [ -z "$(step)" ]; then
   # the first run is stopped on purpose, as a scheduler would; the same command then goes on where it stopped
   "${train[@]}" & training=$!
   until reached 100 || ! kill -0 $training 2>/dev/null; do sleep 1; done
-  say "SIGTERM: it saves and stops; the same command resumes"
-  kill -TERM $training 2>/dev/null || true
+  kill -TERM $training 2>/dev/null && say "SIGTERM: it saves and stops; the same command resumes"
   wait $training
 fi
 "${train[@]}"

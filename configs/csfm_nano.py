@@ -36,8 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
     decoder = config.decoder
     decoder.width, decoder.depth, decoder.heads, decoder.head_dim, decoder.mlp = 96, 2, 2, 32, 384
 
-    # A modality's mean over the few tokens that so small a batch holds of it is mostly noise, which at full weight keeps
-    # the others from learning: weights about as the shares of tokens.
+    # A modality's mean over the few tokens that so small a batch holds of it is mostly noise, which at full weight
+    # keeps the others from learning: weights about as the shares of tokens.
     config.objective.weights.update({"ppg": 0.1, "resp": 0.03, "abp": 0.03, "text": 0.02})
 
     config.optimizer.learning_rate = 1e-3

@@ -15,6 +15,7 @@ class Channel:
         unit: as recorded ("mV", "uV", "NU", "mmHg", ...).
         signal: float32 [samples], NaN where invalid.
         start: seconds after the recording's beginning.
+        derived: computed from other channels of the recording, not measured.
     """
 
     name: str
@@ -22,10 +23,26 @@ class Channel:
     unit: str
     signal: np.ndarray
     start: float = 0.0
+    derived: bool = False
 
     @property
     def seconds(self) -> float:
         return len(self.signal) / self.rate
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that the source says about a moment or a stretch: a beat, a sleep stage, an apnoea.
+
+    Attributes:
+        time: seconds after the recording's beginning. seconds: how long it lasts, 0 for a moment.
+        code: of a fixed set that the format or the dataset defines ("N", "V", "Sleep stage 2"); never free text, which
+            may name a person.
+    """
+
+    time: float
+    seconds: float
+    code: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,8 @@ class Recording:
         labels: name -> value; multi-label classes are 0/1 under "group/CLASS" ("superclass/NORM"), NaN = not labelled.
         split: "train", "validation", "test", or "" where the source has no official split.
         mains: powerline frequency of the place of recording in Hz, or None if not known.
+        events: in order of time.
+        comments: free text lines of the file's header; datasets read labels from them, and nothing else keeps them.
     """
 
     channels: tuple[Channel, ...]
@@ -51,6 +70,8 @@ class Recording:
     labels: dict[str, float] = field(default_factory=dict)
     split: str = ""
     mains: float | None = None
+    events: tuple[Event, ...] = ()
+    comments: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def seconds(self) -> float:

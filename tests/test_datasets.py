@@ -12,6 +12,7 @@ import pytest
 
 from data_pipelines.datasets import Entry, left_out, open_sources
 from data_pipelines.errors import BadInput
+from data_pipelines.recording import Recording
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_the_folder_of_datasets_gives_the_known_ones(sources):
 
 
 def labels(source):
-    return [source.labels(entry, None) for entry in source.entries()]
+    return [source.labels(entry, Recording((), "", "", "")) for entry in source.entries()]
 
 
 def test_ptbxl_folds_and_superclasses(sources):
@@ -128,10 +129,10 @@ def test_any_other_folder_is_a_source_of_its_own(tmp_path):
     (source,) = open_sources(folder)
     assert (source.name, source.public, source.mains) == ("our_ward", False, None)
     assert source.entries() == [
-        Entry("x", "a/1", "", "a/1.hea"), Entry("x", "b/1", "", "b/1.hea"), Entry("d", "d", "", "d.hea"),
-        Entry("whole", "whole", "", "whole.hea"),
+        Entry("x", "a/1.hea", "", "a/1.hea"), Entry("x", "b/1.hea", "", "b/1.hea"),
+        Entry("d.hea", "d.hea", "", "d.hea"), Entry("whole.hea", "whole.hea", "", "whole.hea"),
     ]  # fmt: skip
-    assert source.note.startswith("2 of 4 headers name no patient")
+    assert source.note.startswith("2 of 4 files name no patient")
     assert source.read(source.entries()[3]).channels[0].name == "II"
     with pytest.raises(BadInput, match="d.hea"):
         source.read(source.entries()[2])

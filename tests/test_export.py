@@ -282,7 +282,7 @@ def flip(path, bit):
 def test_every_changed_file_is_refused_by_name(base, tmp_path, harm):
     folder = shutil.copytree(base[1], tmp_path / "out")
     module, rng = pytorch(base[1]), np.random.default_rng(0)
-    files = sorted(p for p in folder.iterdir())
+    files = sorted(p for p in folder.iterdir() if p.is_file())  # importing the module may leave its cache there
     assert len(files) == 14
     module.verify(folder)
     for path in files:
@@ -314,7 +314,7 @@ def test_no_bit_of_the_manifest_is_free(base, tmp_path):
 
 
 def test_nothing_is_pickled(base):
-    for path in base[1].iterdir():
+    for path in (p for p in base[1].iterdir() if p.is_file()):
         content = path.read_bytes()
         assert not content.startswith(b"\x80") and b"\x93NUMPY" not in content[:6]
     with np.load(base[1] / "golden.npz", allow_pickle=False) as arrays:

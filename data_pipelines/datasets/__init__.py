@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 
+from data_pipelines import formats
 from data_pipelines.datasets.source import Entry, Source
 from data_pipelines.errors import BadInput
 
@@ -16,13 +17,13 @@ def open_sources(where: str | Path) -> list[Source]:
 
     Args:
         where: "simulated" (options: "simulated:subjects=200,seed=0"); the folder of a known dataset; a folder of such
-            folders; or any other folder with WFDB records, which becomes one source named after the folder.
+            folders; or any other folder with recordings, which becomes one source named after the folder.
 
     Returns:
         One source or, for a folder of datasets, one for each that is recognised, by folder name.
 
     Raises:
-        BadInput: the folder is missing, or no WFDB record is in it.
+        BadInput: the folder is missing, or no recording is in it.
     """
     if str(where).split(":")[0] == "simulated":
         from data_pipelines.datasets.simulated import Simulated
@@ -38,22 +39,25 @@ def open_sources(where: str | Path) -> list[Source]:
     children = sorted(child for child in folder.iterdir() if child.is_dir())
     if sources := [source for child in children if (source := _recognise(child))]:
         return sources
-    if next(folder.rglob("*.hea"), None) is None:
-        raise BadInput(
-            folder, "no WFDB header (.hea)", "WFDB records or a known dataset", "check the path or the download"
-        )
-    from data_pipelines.datasets.wfdb_folder import WFDBFolder
+    if not _holds_recordings(folder):
+        expected = f"recordings ({', '.join(formats.READERS)}) or a known dataset"
+        raise BadInput(folder, "no recording", expected, "check the path or the download")
+    from data_pipelines.datasets.folder import RecordingFolder
 
-    return [WFDBFolder(folder)]
+    return [RecordingFolder(folder)]
 
 
 def left_out(where: str | Path, sources: list[Source]) -> list[str]:
-    """Subfolders with WFDB records that none of `open_sources(where)` reads: what a user might take to be included."""
+    """Subfolders with recordings that none of `open_sources(where)` reads: what a user might take to be included."""
     folder = Path(where).resolve()
     if not folder.is_dir() or any(source.root in (folder, *folder.parents) for source in sources):
         return []
     others = sorted({child for child in folder.iterdir() if child.is_dir()} - {source.root for source in sources})
-    return [child.name for child in others if next(child.rglob("*.hea"), None) is not None]
+    return [child.name for child in others if _holds_recordings(child)]
+
+
+def _holds_recordings(folder: Path) -> bool:
+    return any(formats.reader_of(path) for path in folder.rglob("*") if path.is_file())
 
 
 def _recognise(folder: Path) -> Source | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_pipelines.datasets.source import Entry, Source, sorted_entries
 from data_pipelines.errors import BadInput
-from data_pipelines.formats.wfdb_header import Header
+from data_pipelines.recording import Recording
 
 
 class BIDMC(Source):
@@ -42,7 +42,7 @@ class BIDMC(Source):
             entries.append(Entry(person[1], path.stem, "", path.name))
         return sorted_entries(entries, self.root)
 
-    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
+    def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
         text, labels = self._notes[entry.study[5:]], {}
         if age := re.search(r"^Age:\s*(\d+)", text, re.MULTILINE):
             labels["age"] = float(age[1])

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from data_pipelines.datasets.source import Entry, Source, sorted_entries, table_columns
-from data_pipelines.formats.wfdb_header import Header
+from data_pipelines.recording import Recording
 
 ALARMS = ("Asystole", "Bradycardia", "Tachycardia", "Ventricular_Tachycardia", "Ventricular_Flutter_Fib")
 
@@ -32,9 +32,9 @@ class CinC2015(Source):
         entries = [Entry(name[1], name[0].removesuffix(".hea"), "", name[0]) for name in names if name]
         return sorted_entries(entries, self.root)
 
-    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
-        labels = {f"alarm/{kind}": 1.0 if kind in header.comments else 0.0 for kind in ALARMS}
+    def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
+        labels = {f"alarm/{kind}": 1.0 if kind in recording.comments else 0.0 for kind in ALARMS}
         for comment, truth in (("True alarm", 1.0), ("False alarm", 0.0)):
-            if comment in header.comments:
+            if comment in recording.comments:
                 labels["true_alarm"] = truth
         return labels

@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 from data_pipelines.datasets.source import Entry, Source, read_table, sorted_entries
-from data_pipelines.formats.wfdb_header import Header
 from data_pipelines.recording import Recording
 
 _MAPPINGS = ("dx_mapping_scored.csv", "dx_mapping_unscored.csv")
@@ -40,8 +39,8 @@ class CinC2021(Source):
             {row["SNOMEDCTCode"] for path in tables if path.is_file() for row in read_table(path, ["SNOMEDCTCode"])}
         )
 
-    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
-        return {f"dx/{code}": 0.0 for code in self._codes} | header.labels()
+    def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
+        return {f"dx/{code}": 0.0 for code in self._codes} | recording.labels
 
     def read(self, entry: Entry) -> Recording:
         recording = super().read(entry)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from data_pipelines.datasets.source import Entry, Source, read_table, sorted_entries, table_columns
-from data_pipelines.formats.wfdb_header import Header
+from data_pipelines.formats.wfdb_header import comment_fields
+from data_pipelines.recording import Recording
 
 
 class CODE15(Source):
@@ -24,6 +25,6 @@ class CODE15(Source):
         entries = [Entry(row["patient id"].strip(), row["record"], "", f"{row['record']}.hea") for row in rows]
         return sorted_entries(entries, self.root / "records.csv")
 
-    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
-        labels, chagas = header.labels(), header.fields().get("chagas label", "").lower()
+    def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
+        labels, chagas = recording.labels, comment_fields(recording.comments).get("chagas label", "").lower()
         return labels | ({"chagas": float(chagas == "true")} if chagas in ("true", "false") else {})

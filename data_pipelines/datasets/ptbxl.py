@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipelines.datasets.source import Entry, Source, read_table, sorted_entries, table_columns
 from data_pipelines.errors import BadInput
-from data_pipelines.formats.wfdb_header import Header
+from data_pipelines.recording import Recording
 
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
 _OVER_89 = 90.0  # PTB-XL writes 300 for everybody over 89
@@ -63,7 +63,7 @@ class PTBXL(Source):
             entries.append(Entry(str(int(patient)), f"{int(row['ecg_id']):05d}", folds[fold], f"{file}.hea"))
         return sorted_entries(entries, self.root / self.table)
 
-    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
+    def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
         row = self._row(entry)
         codes = _literal(row["scp_codes"], self.root / self.table)
         superclasses = {self._codes[code] for code in codes if self._codes.get(code)}
@@ -103,7 +103,7 @@ class PTBXLExtra(PTBXL):
         codes = {code for row in self._rows.values() for code in row["scp_statements"].split(";") if code}
         return dict.fromkeys(sorted(codes), "")
 
-    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
+    def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
         row = self._row(entry)
         superclasses = set(_literal(row["diagnostic_superclass"], self.root / self.table))
         codes = row["scp_statements"].split(";")

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_pipelines import formats
 from data_pipelines.errors import BadInput
-from data_pipelines.formats.wfdb import read_with_header
-from data_pipelines.formats.wfdb_header import Header
 from data_pipelines.recording import Recording
 
 
@@ -20,7 +19,7 @@ class Entry:
         subject: id within the source, as published; equal for all recordings of one person.
         study: id of the recording within the source, unique.
         split: "train", "validation", "test", or "" where the source has no official split.
-        path: of the header, relative to the source's root.
+        path: of its file, relative to the source's root; "file#item" where a file holds several recordings.
     """
 
     subject: str
@@ -30,7 +29,7 @@ class Entry:
 
 
 class Source(ABC):
-    """A dataset made of WFDB records; subclasses say which records, whose, and what is known about them.
+    """A dataset; subclasses say which records, whose, and what is known about them.
 
     Those that `open_sources` knows by their files also have `recognises(folder) -> bool`.
 
@@ -59,23 +58,32 @@ class Source(ABC):
     def entries(self) -> list[Entry]:
         """All recordings, sorted by study; also those whose files turn out to be missing when they are read."""
 
-    def labels(self, entry: Entry, header: Header) -> dict[str, float]:
-        """Labels of one recording; by default those of the header's comments."""
-        return header.labels()
+    def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
+        """Labels of one recording; by default those that its file tells."""
+        return recording.labels
 
     def report(self, entry: Entry) -> str | None:
         """Free text of one recording, if the source has any."""
         return None
 
+    def file_of(self, entry: Entry) -> Path:
+        """The entry's path below the root; BadInput if a table or a link leads out of it."""
+        path = self.root / entry.path
+        if ".." in path.parts or not path.resolve().is_relative_to(self.root.resolve()):
+            raise BadInput(self.root, "a record outside the dataset's folder", "records inside it", "correct the table")
+        return path
+
+    def signals(self, entry: Entry) -> Recording:
+        """The entry's file as it is; what the dataset knows besides is added by `read`."""
+        return formats.read(self.file_of(entry), root=self.root)
+
     def read(self, entry: Entry) -> Recording:
         """Reads one recording with its labels and report; BadInput where its files are missing or wrong."""
-        path = Path(entry.path)
-        if path.is_absolute() or ".." in path.parts:  # of a table
-            raise BadInput(self.root, "a record outside the dataset's folder", "records inside it", "correct the table")
-        header, recording = read_with_header(self.root / path)
+        recording = self.signals(entry)
         return replace(
             recording, subject=entry.subject, study=entry.study, source=self.name, report=self.report(entry),
-            labels=self.labels(entry, header), split=entry.split, mains=self.mains,
+            labels=self.labels(entry, recording), split=entry.split,
+            mains=recording.mains if self.mains is None else self.mains,
         )  # fmt: skip
 
 

@@ -1,35 +1,139 @@
-"""Readers of signal files, one format a module; each has `read(path) -> Recording`."""
+"""Readers of signal files, one format a module, chosen by a file's content and not by its name.
+
+Each module has
+
+    recognises(path, head) -> bool      from the file's first `HEAD` bytes (and, for WFDB, a header beside it)
+    read(path, item="") -> Recording    BadInput for whatever is wrong with the file
+
+and, where its format has them,
+
+    person(path, item="") -> str        the id of the patient in the file, without reading signals; "" = not told
+    items(path) -> list[str]            names of the recordings in a file that holds several: read as "path#item"
+    parts(path) -> list[Path]           other files that belong to the recording
+
+and imports the library it needs only when it reads: the extra `[formats]` installs them.
+"""
 
 import importlib
+import os
 from pathlib import Path
+from types import ModuleType
 
 from data_pipelines.errors import BadInput
 from data_pipelines.recording import Recording
 
-_READERS = {".hea": "data_pipelines.formats.wfdb"}
+HEAD = 4096
+# those with an unmistakable beginning come first; `tables` takes any text, if a sidecar describes it
+READERS = ("wfdb",)
 
 
-def read(path: str | Path) -> Recording:
+def read(path: str | Path, root: str | Path | None = None) -> Recording:
     """Reads one recording.
 
     Args:
-        path: a WFDB header (`x.hea`), one of its signal files (`x.dat`, `x.mat`), or the record's name without an
-            extension (`x`).
+        path: any file of it: a WFDB header or signal file or the record's name without an extension, an EDF file, ...;
+            "file#item" where a file holds several recordings.
+        root: folder that neither the file nor those which it names may lead out of; None: the file's own folder.
 
     Returns:
-        The recording; its study is the record's name, and so is its subject, since the file does not tell persons.
+        The recording; its study is the file's name, and so is its subject where the file does not tell persons.
 
     Raises:
         BadInput: the file is missing, is in no known format, or contradicts itself.
     """
-    path = Path(path)
-    if path.suffix not in _READERS:
+    file, item = _split_item(Path(path))
+    file = _with_header(file)
+    module = reader_of(file)
+    if module is None:
+        found = "no such file" if not file.exists() else "a folder" if file.is_dir() else "a file of no known format"
+        raise BadInput(str(path), found, f"a file in one of the formats {', '.join(READERS)}", "check the path")
+    _stay_inside(module, file, Path(root) if root is not None else None)
+    return module.read(file, item)
+
+
+def reader_of(path: Path) -> ModuleType | None:
+    """The module that reads a file, by its content; None where none does, or there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return None
+    modules = (importlib.import_module(f"data_pipelines.formats.{name}") for name in READERS)
+    return next((module for module in modules if module.recognises(path, head)), None)
+
+
+def find(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """The recordings below a folder.
+
+    Returns:
+        (path relative to the folder, or "path#item"; person, or "") of each, sorted; and, by suffix, how many other
+        files there are that no reader knows. A file that belongs to another's recording is in neither.
+    """
+    found: dict[Path, ModuleType] = {}
+    unknown: list[Path] = []
+    belonging: set[Path] = set()
+    for path in sorted(Path(place, name) for place, _, names in os.walk(folder) for name in names):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if module := reader_of(path):
+            found[path] = module
+            belonging.update(_parts(module, path))
+        else:
+            unknown.append(path)
+    out = []
+    for path, module in found.items():
+        if path in belonging:
+            continue
+        name = path.relative_to(folder).as_posix()
+        for item in _items(module, path):
+            out.append((f"{name}#{item}" if item else name, _person(module, path, item)))
+    suffixes: dict[str, int] = {}
+    for path in unknown:
+        if path not in belonging:
+            suffixes[path.suffix] = suffixes.get(path.suffix, 0) + 1
+    return out, suffixes
+
+
+# A damaged file is listed all the same: reading it raises, and bulk work writes the reason down.
+def _parts(module: ModuleType, path: Path) -> list[Path]:
+    try:
+        return module.parts(path) if hasattr(module, "parts") else []
+    except BadInput:
+        return []
+
+
+def _items(module: ModuleType, path: Path) -> list[str]:
+    try:
+        return module.items(path) if hasattr(module, "items") else [""]
+    except BadInput:
+        return [""]
+
+
+def _person(module: ModuleType, path: Path, item: str) -> str:
+    try:
+        return module.person(path, item) if hasattr(module, "person") else ""
+    except BadInput:
+        return ""
+
+
+def _split_item(path: Path) -> tuple[Path, str]:
+    name, hash_, item = str(path).partition("#")
+    return (Path(name), item) if hash_ and not path.exists() else (path, "")
+
+
+def _with_header(path: Path) -> Path:
+    """The WFDB header of a record's name or of one of its signal files, else the path itself."""
+    if path.suffix != ".hea":
         # both "rec.dat" and a record name with a dot in it ("s0010.v2") may have a header beside them
-        headers = (path.with_name(path.name + ".hea"), path.with_suffix(".hea"))
-        path = next((header for header in headers if header.is_file()), path)
-    if path.suffix not in _READERS:
-        found = "no such file" if not path.exists() else "a folder" if path.is_dir() else "a file without a WFDB header"
-        raise BadInput(
-            str(path), found, "a WFDB record (a .hea header and its signal files)", "give the path of a header"
-        )
-    return importlib.import_module(_READERS[path.suffix]).read(path)
+        for header in (path.with_name(path.name + ".hea"), path.with_suffix(".hea")):
+            if header.is_file():
+                return header
+    return path
+
+
+def _stay_inside(module: ModuleType, path: Path, root: Path | None) -> None:
+    places = [root.resolve()] if root is not None else [path.parent.resolve(), path.resolve().parent]
+    for file in (path, *(module.parts(path) if hasattr(module, "parts") else ())):
+        target = file.resolve()
+        if not any(target.is_relative_to(place) for place in places):
+            raise BadInput(file, "a link that leads out of the folder", "files inside it", "copy the file there")

@@ -6,13 +6,14 @@ package does neither, and takes twenty times as long, nearly all of it for the h
 """
 
 import os
+import re
 import stat
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.errors import BadInput
-from data_pipelines.formats.wfdb_header import Header, Signal, read_header
+from data_pipelines.formats.wfdb_header import Header, Signal, comment_fields, comment_labels, read_header
 from data_pipelines.recording import Channel, Recording
 
 # signal(5): format -> (bytes per sample, the value that means "no sample")
@@ -25,10 +26,32 @@ _OWN = (16, 24, 32, 61, 212)  # 61 too: wfdb 4.3.1 fails on it unless it may sca
 _FLAC = (508, 516, 524)
 # FLAC's densest frame: a constant block of 65,535 samples in 14 bytes
 _FLAC_SAMPLES_PER_BYTE = 65535 / 14
+_RECORD_LINE = re.compile(rb"[^\s/]+(/\d+)?\s+\d+\s+[\d.]+\S*\s+\d+")
+_PERSON = ("patient id", "subject id", "patient", "subject")
 _MOST_GAP = 1 << 28  # samples of a multi-segment record that no segment holds: 1 GiB of NaN
 
 
-def read(path: str | Path) -> Recording:
+def recognises(path: Path, head: bytes) -> bool:
+    """Whether a file is a WFDB header: its first line that is no comment names a record and a number of signals."""
+    lines = (line.strip() for line in head.split(b"\n"))
+    first = next((line for line in lines if line and not line.startswith(b"#")), b"")
+    return path.suffix == ".hea" or bool(_RECORD_LINE.match(first))
+
+
+def person(path: Path, item: str = "") -> str:
+    """The header's comment "Patient ID: ..." or "Subject ID: ..."; "" if there is none."""
+    fields = comment_fields(read_header(path).comments)
+    return next((fields[key] for key in _PERSON if fields.get(key)), "")
+
+
+def parts(path: Path) -> list[Path]:
+    """The signal files and the segments' headers that a header names: they are no recordings by themselves."""
+    header = read_header(path)
+    segments = [path.with_name(f"{name}.hea") for name, _ in header.segments if name != "~"]
+    return sorted({path.with_name(signal.file) for signal in header.signals if signal.format}) + segments
+
+
+def read(path: str | Path, item: str = "") -> Recording:
     """Reads a WFDB record.
 
     Args:
@@ -42,17 +65,14 @@ def read(path: str | Path) -> Recording:
         BadInput: see `wfdb_header.parse_header`; also a missing or short signal file, an unknown format, a wrong
             checksum.
     """
-    return read_with_header(Path(path))[1]
-
-
-def read_with_header(path: Path) -> tuple[Header, Recording]:
-    """As `read`, for datasets that keep more in the header's comments than its labels."""
-    header = read_header(path)
+    header = read_header(Path(path))
     channels = _segments(header) if header.segments else _channels(header)
     if not any(len(channel.signal) for channel in channels):
         raise BadInput(path, "no signal with samples", "at least one", "leave the record out")
-    recording = Recording(channels, subject=header.record, study=header.record, source="wfdb", labels=header.labels())
-    return header, recording
+    return Recording(
+        channels, subject=header.record, study=header.record, source="wfdb", labels=comment_labels(header.comments),
+        comments=header.comments,
+    )  # fmt: skip
 
 
 def _channels(header: Header) -> tuple[Channel, ...]:

@@ -65,20 +65,22 @@ class Header:
     segments: tuple[tuple[str, int], ...]
     comments: tuple[str, ...]
 
-    def fields(self) -> dict[str, str]:
-        """The comments of the form "key: value", keys in lower case ("#Age: 47", "# Age: 47" -> {"age": "47"})."""
-        pairs = (comment.partition(":") for comment in self.comments if ":" in comment)
-        return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
-    def labels(self) -> dict[str, float]:
-        """Age in years, sex (0 male, 1 female), codes ("dx/426783006": 1.0), as far as the comments tell."""
-        text, labels = "\n".join(self.comments), {}
-        if found := _AGE.search(text):
-            labels["age"] = float(found[1])
-        if found := _SEX.search(text):
-            labels["sex"] = float(found[1][0] in "fF")
-        codes = (code.strip() for code in self.fields().get("dx", "").split(","))
-        return labels | {f"dx/{code}": 1.0 for code in codes if code.isalnum() and code.lower() != "unknown"}
+def comment_fields(comments: tuple[str, ...]) -> dict[str, str]:
+    """The comments of the form "key: value", keys in lower case ("#Age: 47", "# Age: 47" -> {"age": "47"})."""
+    pairs = (comment.partition(":") for comment in comments if ":" in comment)
+    return {key.strip().lower(): value.strip() for key, _, value in pairs}
+
+
+def comment_labels(comments: tuple[str, ...]) -> dict[str, float]:
+    """Age in years, sex (0 male, 1 female), codes ("dx/426783006": 1.0), as far as the comments tell."""
+    text, labels = "\n".join(comments), {}
+    if found := _AGE.search(text):
+        labels["age"] = float(found[1])
+    if found := _SEX.search(text):
+        labels["sex"] = float(found[1][0] in "fF")
+    codes = (code.strip() for code in comment_fields(comments).get("dx", "").split(","))
+    return labels | {f"dx/{code}": 1.0 for code in codes if code.isalnum() and code.lower() != "unknown"}
 
 
 def read_header(path: Path) -> Header:

@@ -1,0 +1,37 @@
+"""Any folder of recordings, in whatever formats `data_pipelines.formats` reads."""
+
+import re
+from pathlib import Path
+
+from data_pipelines import formats
+from data_pipelines.datasets.source import Entry, Source, sorted_entries
+
+
+class RecordingFolder(Source):
+    """One source named after the folder; subjects are hashed with the site's own key, alike in all of its folders.
+
+    A patient id in a file (a header's comment "Patient ID: ...", EDF's patient field, DICOM's PatientID) tells the
+    person; without one, each recording counts as one.
+    """
+
+    public = False
+    people = "site"  # a patient of two folders must not be in training in one and in test in the other
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        self.name = re.sub(r"[^A-Za-z0-9_.-]+", "_", self.root.name) or "recordings"
+
+    def entries(self) -> list[Entry]:
+        found, unknown = formats.find(self.root)
+        entries = [Entry(person or path, path, "", path) for path, person in found]
+        notes = []
+        if nameless := sum(not person for _, person in found):
+            notes.append(
+                f"{nameless} of {len(found)} files name no patient: each of these recordings counts as a person, "
+                "and two of one patient may come to lie in different splits"
+            )
+        if unknown:
+            kinds = ", ".join(f"{suffix or 'no suffix'} ({n})" for suffix, n in sorted(unknown.items()))
+            notes.append(f"{sum(unknown.values())} files of no known format were left out: {kinds}")
+        self.note = "; ".join(notes)
+        return sorted_entries(entries, self.root)

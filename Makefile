@@ -19,11 +19,11 @@ install: $(VENV)/.installed
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip setuptools wheel
-	$(PIP) --editable .
+	$(PIP) --editable '.[formats]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[$(TORCH)dev]'
+	$(PIP) --editable '.[$(TORCH)formats,beam,dev]'
 	touch $@
 
 demo: install

@@ -15,7 +15,7 @@ ahead, cut the signal first.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -189,13 +189,17 @@ def prepare_channel(
     return Prepared(made.samples[0] if made.samples else np.zeros(0, np.int16), made.report[0])
 
 
-def prepare(channels: Sequence[tuple], *, spec: Spec, mains: float | None = None) -> PreparedRecording:
+def prepare(
+    channels: Sequence[tuple], *, spec: Spec, mains: float | None = None, names: Mapping[str, str] | None = None
+) -> PreparedRecording:
     """Prepares the channels of one recording.
 
     Args:
         channels: (name, rate in Hz, unit, start in seconds, signal [samples] in that unit, NaN where invalid) each.
         spec: what to do.
         mains: powerline frequency in Hz; None removes every frequency of `spec.notch_hz`.
+        names: a site's own channel names, in lower case -> standard name, "" to leave the channel out; they come
+            before the vocabulary's.
 
     Returns:
         The usable channels; a channel that cannot be used is left out and reported, never an error.
@@ -204,7 +208,7 @@ def prepare(channels: Sequence[tuple], *, spec: Spec, mains: float | None = None
     groups: dict[tuple, list[int]] = {}
     taken: set[int] = set()
     for i, (_, rate, _, start, signal) in enumerate(channels):
-        rule = _admit(reports[i], len(signal), spec, taken)
+        rule = _admit(reports[i], len(signal), spec, taken, names or {})
         if rule:
             groups.setdefault((rule, float(rate), float(start), len(signal)), []).append(i)
     ends = [start + len(signal) / rate for _, rate, _, start, signal in channels if rate > 0]
@@ -249,12 +253,13 @@ def unit_factor(unit: str, modality: str) -> float | None:
     return scale[key] / scale[target.lower()] if key in scale else None
 
 
-def _admit(report: dict, samples: int, spec: Spec, taken: set[int]) -> Rule | None:
+def _admit(report: dict, samples: int, spec: Spec, taken: set[int], names: Mapping[str, str]) -> Rule | None:
     """Decides from name, unit and rate alone; fills the report, and `taken` with the channel's id."""
-    standard = standard_name(report["name"], report["unit"])
+    own = names.get(report["name"].strip().lower())
+    standard = standard_name(report["name"], report["unit"]) if own is None else own or None
     report.update(channel=standard, modality=None, status="dropped", done=[])
     if standard is None:
-        report["reason"] = "unknown name"
+        report["reason"] = "unknown name" if own is None else "left out by the site's table"
         return None
     id_ = CHANNEL_ID[standard]
     report["modality"] = CHANNELS[id_].modality

@@ -9,6 +9,7 @@ A store is a folder:
     quarantine.jsonl    what could not be read: hashed study, ordinal in the source's list, reason
     shards/shard-00000-of-00004.array_record
     reports.parquet     only where reports are kept: (recording, text)
+    events.parquet      only where there are any: (recording, time, seconds, code), beats, stages, apnoeas
     tokenizer.json      only where reports are kept: the vocabulary trained on train subjects' reports
 
 One ArrayRecord record is one chunk: at most `CHUNK_SECONDS` of one recording, the int16 samples of its channels
@@ -52,6 +53,7 @@ class StoreIndex:
         milliseconds: int64, exact length. seconds: float32, the same in seconds.
         channel_set: int32 into `channel_sets`, tuples of ascending channel ids.
         shard, first, chunks: int32, where the chunks are. has_report: bool.
+        derived: bool, whether some of the recording's leads were computed from others.
     """
 
     subject: np.ndarray
@@ -64,6 +66,7 @@ class StoreIndex:
     first: np.ndarray
     chunks: np.ndarray
     has_report: np.ndarray
+    derived: np.ndarray
     channel_sets: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
@@ -174,6 +177,13 @@ class Store:
             for recording, text in zip(table["recording"].to_numpy(), table["text"].to_pylist()):
                 out[recording] = text
         return out
+
+    def events(self) -> dict[str, np.ndarray]:
+        """Columns "recording", "time" (s), "seconds" and "code", in order of recording and time."""
+        if "events.parquet" not in self.manifest["files"]:
+            return {name: np.zeros(0, kind) for name, kind in zip(("recording", "time", "seconds", "code"), "ifff")}
+        table = _parquet(self.path / "events.parquet")
+        return {name: table[name].to_numpy() for name in table.column_names}
 
     def labels(self) -> dict[str, np.ndarray]:
         """Label name -> float32 [recordings], NaN = not labelled."""

@@ -8,7 +8,7 @@ from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import Spec, mismatch
 from data_pipelines.signals import CHANNELS
 
-FORMAT = 1
+FORMAT = 2
 CHUNK_SECONDS = 60
 MANIFEST = "manifest.json"
 WORK = ".partial"  # what an unfinished `csfm prepare` needs to go on
@@ -24,6 +24,7 @@ INDEX_SCHEMA = {
     "first": "int32",  # record number of the first chunk in its shard
     "chunks": "int32",
     "has_report": "bool",
+    "derived": "bool",  # whether a lead was computed from others
 }
 
 

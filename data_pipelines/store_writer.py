@@ -1,8 +1,9 @@
 """Writing a store shard by shard, so that a run killed at any moment goes on where it stopped.
 
-While it is being written, a store has no manifest. A finished shard lies under its final name, and `.partial/` holds
-its rows, its size and its SHA-256; whatever else is found there is a torn attempt and is written over. `finish` merges
-the rows, writes the manifest last, and removes `.partial/`. Every step writes beside and renames.
+While it is being written, a store has no manifest. A finished shard's files lie under their final names, and
+`.partial/` holds its rows, and each file's size and SHA-256; whatever else is found there is a torn attempt and is
+written over. `finish` goes through the shards one after the other, so that its memory does not grow with the store,
+writes the manifest last, and removes `.partial/`. Every step writes beside and renames.
 """
 
 import contextlib
@@ -12,20 +13,19 @@ import json
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import PreparedRecording, Spec
+from data_pipelines.recording import Event
 from data_pipelines.signals import CHANNELS, modality_of
-from data_pipelines.store import SPLITS, Store
+from data_pipelines.store import Store
 from data_pipelines.store_format import (
     CHUNK_SECONDS,
     FORMAT,
-    INDEX_SCHEMA,
     MANIFEST,
     WORK,
     chunk_count,
@@ -35,6 +35,7 @@ from data_pipelines.store_format import (
     shard_name,
     vocabulary_digest,
 )
+from data_pipelines.store_tables import EventTable, IndexTable, LabelTable, Merged, ReportTable, TableWriter
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class StoredRecording:
     prepared: PreparedRecording
     report: str | None = None
     labels: dict[str, float] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    derived: bool = False
 
 
 class StoreWriter:
@@ -78,23 +81,29 @@ class StoreWriter:
         else:
             compare_plans(self.path, found, self.plan)
 
-    def locked(self):
-        """Context: no second run writes here meanwhile (BadInput); the lock ends with the process."""
-        return _lock(self.work / "lock", self.path)
+    def locked(self, shared: bool = False):
+        """Context: no second run writes here meanwhile (BadInput), but for others that say `shared` too.
 
-    def finished(self, shard: int) -> dict | None:
-        """The notes of a shard that is whole (its file's SHA-256 is compared), else None."""
+        The lock ends with the process.
+        """
+        return _lock(self.work / "lock", self.path, shared)
+
+    def finished(self, shard: int) -> bool:
+        """Whether a shard is whole: its rows are there, and its files have the right size and SHA-256."""
         part = self._part(shard)
         if part is None:
-            return None
-        file = self.path / shard_name(shard, self.shards)
-        if part["file"] and not (
-            file.is_file()
-            and file.stat().st_size == part["file"]["size"]
-            and file_sha256(file) == part["file"]["sha256"]
-        ):
-            return None
-        return part["notes"]
+            return False
+        return all(
+            (self.path / name).is_file()
+            and (self.path / name).stat().st_size == entry["size"]
+            and file_sha256(self.path / name) == entry["sha256"]
+            for name, entry in part["files"].items()
+        )
+
+    def notes(self, shard: int) -> dict | None:
+        """What `write_shard` kept with a shard; None where the shard has not been written."""
+        part = self._part(shard)
+        return part["notes"] if part else None
 
     def _part_path(self, shard):
         return self.work / f"shard-{shard:05d}.json"
@@ -118,14 +127,15 @@ class StoreWriter:
             OSError: ENOSPC where the disk is full; finished shards stay.
         """
         rows: list[dict] = []
-        temporary = self.work / f"writing-{shard:05d}-{os.getpid()}"
+        files: dict[str, dict] = {}
+        temporary = self.work / f"writing-{shard:05d}-{uuid.uuid4().hex}"  # machines that share a disk share no pids
         try:
             count = _write_records(temporary, _chunks(recordings, rows))
-            entry = None
             if rows:
-                entry = {"size": temporary.stat().st_size, "sha256": file_sha256(temporary), "count": count}
-                os.replace(temporary, self.path / shard_name(shard, self.shards))
-            part = {"file": entry, "rows": rows, "notes": notes or {}}
+                name = shard_name(shard, self.shards)
+                files[name] = {"size": temporary.stat().st_size, "sha256": file_sha256(temporary), "count": count}
+                os.replace(temporary, self.path / name)
+            part = {"files": files, "rows": rows, "notes": notes or {}}
             write_file(self._part_path(shard), manifest_bytes(part))
         finally:
             temporary.unlink(missing_ok=True)
@@ -142,23 +152,19 @@ class StoreWriter:
         Raises:
             BadInput: a shard is missing, or no recording was stored.
         """
-        parts = [self._part(shard) for shard in range(self.shards)]
-        if None in parts:
-            raise BadInput(str(self.path), f"shard {parts.index(None)} unfinished", "every shard", "prepare again")
-        rows = [{**row, "shard": shard} for shard, part in enumerate(parts) for row in part["rows"]]
-        if not rows:
+        merged = Merged()
+        for shard in range(self.shards):
+            merged.survey(self._part_or_refuse(shard))
+        if not merged.recordings:
             raise BadInput(str(self.path), "no recording to store", "at least one", "look at what was quarantined")
-        sets = sorted({tuple(row["channels"]) for row in rows})
-        _write_index(self.path / "index.parquet", rows, sets)
-        _write_labels(self.path / "labels.parquet", rows)
+        self._write_tables(merged, tokenizer)
         lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in quarantine)
         write_file(self.path / "quarantine.jsonl", lines.encode())
-        names = {shard_name(i, self.shards): part["file"] for i, part in enumerate(parts) if part["file"]}
-        counts = {"index.parquet": len(rows), "labels.parquet": len(rows), "quarantine.jsonl": len(quarantine)}
-        counts.update(self._write_texts(rows, tokenizer))
+        files = dict(merged.files)
+        counts = {"quarantine.jsonl": len(quarantine), **merged.table_counts}
         for name, count in counts.items():
             file = self.path / name
-            names[name] = {"size": file.stat().st_size, "sha256": file_sha256(file), "count": count}
+            files[name] = {"size": file.stat().st_size, "sha256": file_sha256(file), "count": count}
         manifest = {
             **(about or {}),
             "format": FORMAT,
@@ -167,33 +173,52 @@ class StoreWriter:
             "vocabulary": {"channels": len(CHANNELS), "digest": vocabulary_digest(len(CHANNELS))},
             "key": key,
             "shards": self.shards,
-            "channel_sets": [list(s) for s in sets],
-            "totals": totals(rows),
+            "channel_sets": [list(s) for s in sorted(merged.sets)],
+            "totals": merged.totals(),
             "plan": self.plan,
-            "files": names,
+            "files": files,
         }
         write_file(self.path / MANIFEST, manifest_bytes(manifest))
         self.clear()
         return Store.open(self.path, verify="size")
+
+    def _part_or_refuse(self, shard):
+        part = self._part(shard)
+        if part is None:
+            raise BadInput(str(self.path), f"shard {shard} unfinished", "every shard", "prepare again")
+        return part
+
+    def _write_tables(self, merged, tokenizer) -> None:
+        """The tables of one row a recording, by groups of shards."""
+        tables = {"index.parquet": IndexTable(merged), "labels.parquet": LabelTable(merged)}
+        if merged.reports:
+            tables["reports.parquet"] = ReportTable()
+        if merged.events:
+            tables["events.parquet"] = EventTable()
+        writers = {name: TableWriter(self.path / name, table.types) for name, table in tables.items()}
+        train: list[tuple[str, str]] = []
+        first = 0
+        try:
+            for shard in range(self.shards):
+                rows = [{**row, "shard": shard} for row in self._part_or_refuse(shard)["rows"]]
+                for name, table in tables.items():
+                    writers[name].add(table.columns(rows, first))
+                if tokenizer:
+                    train += [(r["report"], r["subject"]) for r in rows if r["report"] and r["split"] == "train"]
+                first += len(rows)
+            merged.table_counts = {name: writer.close() for name, writer in writers.items()}
+        finally:
+            for writer in writers.values():
+                writer.abandon()
+        if tokenizer and train:
+            write_file(self.path / "tokenizer.json", tokenizer(*map(list, zip(*train))).encode())
+            merged.table_counts["tokenizer.json"] = 1
 
     def clear(self) -> None:
         """Removes what only an unfinished store needs, also what killed runs left."""
         for torn in self.path.glob(".*.[0-9]*"):
             torn.unlink()
         shutil.rmtree(self.work, ignore_errors=True)
-
-    def _write_texts(self, rows, tokenizer) -> dict[str, int]:
-        reports = [(i, row["report"]) for i, row in enumerate(rows) if row["report"]]
-        if not reports:
-            return {}
-        columns = {"recording": np.array([i for i, _ in reports], np.int32), "text": [text for _, text in reports]}
-        _write_parquet(self.path / "reports.parquet", columns, {"recording": "int32", "text": "string"})
-        counts = {"reports.parquet": len(reports)}
-        train = [(text, rows[i]["subject"]) for i, text in reports if rows[i]["split"] == "train"]
-        if tokenizer and train:
-            write_file(self.path / "tokenizer.json", tokenizer(*map(list, zip(*train))).encode())
-            counts["tokenizer.json"] = 1
-        return counts
 
 
 def compare_plans(path: Path, found: dict, expected: dict) -> None:
@@ -206,20 +231,6 @@ def compare_plans(path: Path, found: dict, expected: dict) -> None:
             "the one asked for",
             "choose another --output, or remove this folder",
         )
-
-
-def totals(rows: list[dict]) -> dict:
-    """Recordings, subjects, by split and in hours by modality (a recording counts once for each it holds)."""
-    milliseconds: dict[str, int] = {}
-    for row in rows:
-        for modality in {modality_of(c).name for c in row["channels"]}:
-            milliseconds[modality] = milliseconds.get(modality, 0) + row["milliseconds"]
-    return {
-        "recordings": len(rows),
-        "subjects": len({row["subject"] for row in rows}),
-        "splits": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
-        "hours": {m: round(ms / 3.6e6, 6) for m, ms in sorted(milliseconds.items())},
-    }
 
 
 def _chunks(recordings, rows):
@@ -243,6 +254,8 @@ def _chunks(recordings, rows):
                 "chunks": chunks,
                 "report": r.report,
                 "labels": {k: float(v) for k, v in r.labels.items() if not math.isnan(v)},
+                "events": [[float(e.time), float(e.seconds), e.code] for e in r.events],
+                "derived": r.derived,
             }
         )
         first += chunks
@@ -270,34 +283,6 @@ def _write_records(path, records) -> int:
     return count
 
 
-def _write_index(path, rows, sets):
-    of_set = {channels: i for i, channels in enumerate(sets)}
-    derived = {
-        "split": [SPLITS.index(row["split"]) for row in rows],
-        "channel_set": [of_set[tuple(row["channels"])] for row in rows],
-        "has_report": [bool(row["report"]) for row in rows],
-    }
-    _write_parquet(path, {n: derived.get(n) or [row[n] for row in rows] for n in INDEX_SCHEMA}, INDEX_SCHEMA)
-
-
-def _write_labels(path, rows):
-    names = sorted({name for row in rows for name in row["labels"]})
-    columns = {n: np.array([row["labels"].get(n, np.nan) for row in rows], np.float32) for n in names}
-    number = {"recording": np.arange(len(rows), dtype=np.int32)}
-    _write_parquet(path, number | columns, {"recording": "int32"} | dict.fromkeys(names, "float32"))
-
-
-def _write_parquet(path, columns, types):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    kinds = {"float32": pa.float32(), "bool": pa.bool_()}
-    schema = pa.schema([(n, kinds.get(t) or pa.type_for_alias(t)) for n, t in types.items()])
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=schema), sink)
-    write_file(path, sink.getvalue().to_pybytes())
-
-
 def write_file(path: Path, data: bytes) -> None:
     """Writes beside, then renames: under its name a file is whole or not there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -313,10 +298,10 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _lock(file, where):
+def _lock(file, where, shared):
     with open(file, "w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BadInput(
                 str(where), "another run writing here", "one at a time", "wait until it has ended"

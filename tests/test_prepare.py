@@ -16,10 +16,11 @@ from csfm_jax import cli
 from data_pipelines import prepare as module
 from data_pipelines.datasets import Entry, open_sources
 from data_pipelines.errors import BadInput
-from data_pipelines.prepare import hashed, prepare, split_of
+from data_pipelines.prepare import prepare
 from data_pipelines.preprocess import SPECS
 from data_pipelines.recording import Channel, Recording
 from data_pipelines.store import SPLITS, Store
+from data_pipelines.subjects import PUBLIC_KEY, hashed, split_of
 
 KEY = b"0123456789abcdef0123456789abcdef"
 
@@ -82,8 +83,8 @@ def whole(tmp_path_factory):
 def test_store_of_a_cohort(whole):
     path, summary = whole
     store = Store.open(path)
-    assert len(store.index) == 24 and summary.totals["subjects"] == 12 and not summary.already
-    assert store.index.subject.tolist().count(hashed(module.PUBLIC_KEY, "cohort", "patient-0003").encode()) == 2
+    assert len(store.index) == 24 and summary.totals["subjects"] == 12 and summary.state == "written"
+    assert store.index.subject.tolist().count(hashed(PUBLIC_KEY, "cohort", "patient-0003").encode()) == 2
     by_subject = {}
     for i in range(24):
         by_subject.setdefault(store.index.subject[i], set()).add((store.index.split[i], store.index.shard[i]))
@@ -102,7 +103,7 @@ def test_names_that_only_the_unit_explains_are_reported(tmp_path):
     channels = (Channel("strange", 250, "mV", x), Channel("stranger", 250, "mV", x), Channel("MCL1", 250, "mV", x))
     source.read = lambda entry: Recording(channels, entry.subject, entry.study, source.name)
     summary = prepare(source, tmp_path / "s")
-    assert summary.unknown == {"strange as ECG other": 6, "stranger": 6}
+    assert summary.unknown == {"strange as ECG other": 6, "stranger as ECG other": 6}
     assert summary.dropped == {"duplicate of another channel": 12}
 
 
@@ -126,7 +127,7 @@ def test_quarantine(tmp_path):
 def test_again_only_verifies(whole):
     path, _ = whole
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
-    assert prepare(Cohort(), path, shards=3, keep_reports=True).already
+    assert prepare(Cohort(), path, shards=3, keep_reports=True).state == "verified"
     assert before == {p: p.stat().st_mtime_ns for p in path.rglob("*")}
 
 
@@ -156,7 +157,7 @@ import os, signal, sys
 sys.path[:0] = {paths!r}
 from test_prepare import Cohort, prepare
 import pyarrow.parquet, array_record.python.array_record_module, data_pipelines.text, tokenizers
-from data_pipelines.prepare import prepare_recording
+from data_pipelines.prepare_shard import prepare_recording
 prepare_recording(Cohort().read(Cohort().entries()[0]), spec="csfm-jax")  # what loads late loads once, not per child
 for after in {attempts}:
     child = os.fork()
@@ -193,7 +194,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(whole, tmp_path):
 def test_killed_after_the_manifest(whole, tmp_path):
     prepare(Cohort(), tmp_path / "s", shards=3, keep_reports=True)
     (tmp_path / "s" / ".partial").mkdir()
-    assert prepare(Cohort(), tmp_path / "s", shards=3, keep_reports=True).already
+    assert prepare(Cohort(), tmp_path / "s", shards=3, keep_reports=True).state == "verified"
     assert content(tmp_path / "s") == content(whole[0]) and not (tmp_path / "s" / ".partial").exists()
 
 
@@ -217,7 +218,7 @@ def test_splits(tmp_path):
     prepare(Cohort(official=True), tmp_path / "s", shards=2)
     index = Store.open(tmp_path / "s").index
     for subject in range(12):
-        rows = index.subject == hashed(module.PUBLIC_KEY, "cohort", f"patient-{subject:04d}").encode()
+        rows = index.subject == hashed(PUBLIC_KEY, "cohort", f"patient-{subject:04d}").encode()
         assert set(index.split[rows]) == {subject % 3}
     shares = Counter(split_of(KEY, "x", str(i)) for i in range(5000))
     assert 0.77 < shares["train"] / 5000 < 0.83 and 0.08 < shares["test"] / 5000 < 0.12
@@ -311,7 +312,7 @@ def test_ptbxl(shared_data, tmp_path, spec):
     assert np.all(store.index.seconds == 10)
     assert Counter(store.index.split.tolist()) == Counter(SPLITS.index(e.split) for e in entries)
     raw = source.read(entries[0])
-    row = store.index.study.tolist().index(hashed(module.PUBLIC_KEY, "ptbxl", "study\0" + entries[0].study).encode())
+    row = store.index.study.tolist().index(hashed(PUBLIC_KEY, "ptbxl", "study\0" + entries[0].study).encode())
     for channel, (_, samples) in zip(raw.channels, store.read_window(row, 0, 10)):
         slow = channel.signal[::2] - np.median(channel.signal)
         fit = [np.corrcoef(slow[500:2000], samples[500 + lag : 2000 + lag])[0, 1] for lag in (-2, 0, 2)]

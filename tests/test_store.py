@@ -208,7 +208,7 @@ def change(path, **fields):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"format": 99}, "store format 99; expected format 1"),
+        ({"format": 99}, "store format 99; expected format 2"),
         ({"vocabulary": {"channels": 14, "digest": "0"}}, "vocabulary of 14 channels"),
         ({"vocabulary": {"channels": 10_000, "digest": "0"}}, "vocabulary of 10000 channels"),
         ({"spec": {**SPEC.to_dict(), "version": 7}}, "csfm-jax version 7.*csfm-jax version 1"),
@@ -259,7 +259,7 @@ def test_a_store_replaced_under_a_run_is_noticed(small, tmp_path):
 def test_unfinished_and_mixed_writing(tmp_path):
     writer = StoreWriter(tmp_path / "s", name="s", spec=SPEC, shards=2)
     writer.write_shard(0, [StoredRecording("a" * 16, "b" * 16, "train", prepared(5))])
-    assert writer.finished(0) is not None and writer.finished(1) is None
+    assert writer.finished(0) and not writer.finished(1)
     with pytest.raises(BadInput, match="unfinished store"):
         Store.open(tmp_path / "s")
     with pytest.raises(BadInput, match="shard 1 unfinished"):
@@ -270,7 +270,7 @@ def test_unfinished_and_mixed_writing(tmp_path):
         with StoreWriter(tmp_path / "s", name="s", spec=SPEC, shards=2).locked():
             pass
     (tmp_path / "s" / "shards" / "shard-00000-of-00002.array_record").write_bytes(b"torn")
-    assert writer.finished(0) is None
+    assert not writer.finished(0)
 
 
 def test_full_disk(tmp_path, monkeypatch):
@@ -291,7 +291,7 @@ def test_full_disk(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left") as caught:
             writer.write_shard(1, [StoredRecording("c" * 16, "d" * 16, "test", prepared(5))])
     assert caught.value.errno == 28 and caught.value.filename == str(tmp_path / "s")
-    assert writer.finished(0) is not None and writer.finished(1) is None
+    assert writer.finished(0) and not writer.finished(1)
     writer.write_shard(1, [StoredRecording("c" * 16, "d" * 16, "test", prepared(5))])
 
     def no_room(*_):

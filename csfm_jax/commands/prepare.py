@@ -3,6 +3,10 @@
 Reads a folder of recordings (or makes a simulated cohort), filters and resamples every channel, and writes a store.
 Killed or out of disk, the same command goes on; complete, it only verifies. A folder that holds several known datasets
 gives one store each, OUTPUT/<name>.
+
+The shards of a store may be written by processes of this machine (--workers=N), by the jobs of an array on a shared
+disk (--shard=i/n in each; in a SLURM array --runner=shard is enough; the last job to end finishes the store), or by
+Apache Beam (--runner=beam --beam=--runner=FlinkRunner ...). The bytes are the same.
 """
 
 import sys
@@ -18,6 +22,11 @@ def arguments(parser):
     add("--keep-reports", action="store_true", help="store the text reports, and a vocabulary trained on them")
     add("--shards", type=int, help="files of a store (default: about 64 recordings each)")
     add("--workers", type=int, default=1, help="processes; the result is the same (default: 1)")
+    add("--runner", choices=("local", "shard", "beam"), help="who writes the shards (default: local)")
+    add("--shard", metavar="i/n", help="write the share of job i of n, from 0 (implies --runner=shard)")
+    add("--beam", action="append", default=[], metavar="OPTION", help="an option for Beam, e.g. --beam=--runner=Flink")
+    add("--channels", type=Path, metavar="CSV", help="a site's own channel names: name,standard")
+    add("--derive-leads", action="store_true", help="add III, aVR, aVL, aVF where only I and II are stored")
     add("--spec", default="csfm-jax", help="preprocessing: csfm-jax (default) or csfm-published")
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument("--key-file", type=Path, help="the site's secret for hashing subjects (not for public datasets)")
@@ -25,9 +34,22 @@ def arguments(parser):
 
 
 def run(args):
+    from data_pipelines.channel_names import read_channel_table
     from data_pipelines.datasets import left_out, open_sources
-    from data_pipelines.prepare import new_key, prepare, read_key
+    from data_pipelines.prepare import prepare
+    from data_pipelines.runners import parse_share
+    from data_pipelines.subjects import new_key, read_key
 
+    runner = args.runner or ("shard" if args.shard else "local")
+    if args.shard and runner != "shard":
+        raise BadInput("--shard", f"--runner={runner}", "--runner=shard", "leave one of them out")
+    if args.beam and runner != "beam":
+        raise BadInput("--beam", f"--runner={runner}", "--runner=beam", "add --runner=beam")
+    options = {
+        "spec": args.spec, "keep_reports": args.keep_reports, "shards": args.shards, "workers": args.workers,
+        "derive": args.derive_leads, "names": read_channel_table(args.channels) if args.channels else None,
+        "runner": runner, "share": parse_share(args.shard) if runner == "shard" else (0, 1), "beam_options": args.beam,
+    }  # fmt: skip
     sources = open_sources(args.source)
     key = read_key(args.key_file) if args.key_file else new_key(args.new_key) if args.new_key else None
     if others := left_out(args.source, sources):
@@ -35,7 +57,6 @@ def run(args):
     refused = 0
     for source in sources:
         output = args.output / source.name if len(sources) > 1 else args.output
-        options = {"spec": args.spec, "keep_reports": args.keep_reports, "shards": args.shards, "workers": args.workers}
         try:
             with _bar(source.name) as progress:
                 summary = prepare(source, output, key=key, progress=progress, **options)

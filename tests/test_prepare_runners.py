@@ -1,0 +1,148 @@
+"""Who writes a store does not show in it: processes, jobs of an array, Beam, killed or not."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_prepare import Cohort, content
+
+from csfm_jax import cli
+from data_pipelines import runners
+from data_pipelines.errors import BadInput
+from data_pipelines.prepare import prepare
+from data_pipelines.store import Store
+
+OPTIONS = {"shards": 5, "keep_reports": True}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runners") / "whole"
+    prepare(Cohort(damaged=True), path, **OPTIONS)
+    return content(path)
+
+
+def share(path, i, n):
+    return prepare(Cohort(damaged=True), path, runner="shard", share=(i, n), **OPTIONS)
+
+
+def test_jobs_of_an_array_in_any_order(whole, tmp_path):
+    states = [share(tmp_path / "s", i, 4) for i in (2, 0, 3, 1)]
+    assert [s.state for s in states] == ["partial"] * 3 + ["written"]
+    assert [s.missing for s in states] == [4, 2, 1, 0]
+    assert "3 shards" not in str(states[0]) and "4 shards of other jobs" in str(states[0])
+    assert content(tmp_path / "s") == whole
+    assert share(tmp_path / "s", 1, 4).state == "verified"
+
+
+def test_jobs_at_the_same_time(whole, tmp_path):
+    context = multiprocessing.get_context("fork")
+    jobs = [context.Process(target=share, args=(tmp_path / "s", i, 4)) for i in range(4)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0] * 4
+    # two that end in the same moment may each leave the end to the other: any further call finishes
+    prepare(Cohort(damaged=True), tmp_path / "s", **OPTIONS)
+    assert content(tmp_path / "s") == whole
+
+
+def test_a_local_run_finishes_what_jobs_left(whole, tmp_path):
+    share(tmp_path / "s", 0, 2)
+    prepare(Cohort(damaged=True), tmp_path / "s", **OPTIONS)
+    assert content(tmp_path / "s") == whole
+
+
+def test_a_local_run_and_a_job_do_not_meet(tmp_path, monkeypatch):
+    def run_local(*_):
+        with pytest.raises(BadInput, match="another run writing here"):
+            share(tmp_path / "s", 0, 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_pipelines.prepare.run_local", run_local)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Cohort(damaged=True), tmp_path / "s", **OPTIONS)
+
+
+def test_beam_with_several_processes(whole, tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam", reason="the extra [beam] is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where its processes find the cohort
+    options = ["--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    told = []
+    prepare(
+        Cohort(damaged=True), tmp_path / "s", runner="beam", beam_options=options,
+        progress=lambda *done: told.append(done), **OPTIONS,
+    )  # fmt: skip
+    assert content(tmp_path / "s") == whole and told[-1] == (24, 24)
+
+
+KILLED = """
+import sys
+sys.path[:0] = {paths!r}
+from test_prepare_runners import share
+share({path!r}, 0, 1)
+"""
+
+
+def test_killed_at_five_moments(whole, tmp_path, monkeypatch):
+    """SIGKILL after so many seconds of a run that is slowed down; then the rest, by another runner."""
+    path, root = tmp_path / "s", Path(__file__).resolve().parents[1]
+    code = KILLED.format(paths=[str(root), str(root / "tests")], path=str(path))
+    kills = 0
+    for after in (0, 1, 2, 3, 4):
+        child = subprocess.Popen([sys.executable, "-c", code])
+        while child.poll() is None and len(list(path.glob(".partial/shard-*.json"))) < after:
+            time.sleep(0.001)
+        if child.poll() is None:
+            os.kill(child.pid, signal.SIGKILL)
+        kills += child.wait() == -signal.SIGKILL
+    assert kills >= 4
+    prepare(Cohort(damaged=True), path, workers=2, **OPTIONS)
+    assert content(path) == whole
+
+
+def test_many_shards_are_merged_like_one(tmp_path):
+    """The tables do not depend on how many rows are written at a time."""
+    prepare(Cohort(), tmp_path / "a", shards=24)
+    prepare(Cohort(), tmp_path / "b", shards=1)
+    a, b = Store.open(tmp_path / "a"), Store.open(tmp_path / "b")
+    order = [store.index.study.argsort() for store in (a, b)]
+    for name, values in a.labels().items():
+        assert values[order[0]].tolist() == b.labels()[name][order[1]].tolist()
+    assert a.manifest["channels"] == b.manifest["channels"] and a.manifest["totals"] == b.manifest["totals"]
+
+
+def test_shares_are_every_shard_once(monkeypatch):
+    shards = [shard for i in range(7) for shard in runners.share_of(range(100), (i, 7))]
+    assert sorted(shards) == list(range(100))
+    assert runners.parse_share("3/7") == (3, 7)
+    for wrong in ("7/7", "-1/3", "1", "a/b", "1/0"):
+        with pytest.raises(BadInput, match="--shard"):
+            runners.parse_share(wrong)
+    with pytest.raises(BadInput, match="--runner=shard"):
+        runners.parse_share(None)
+    for name, value in (("ID", 12), ("MIN", 10), ("MAX", 19)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert runners.parse_share(None) == (2, 10)
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda where: [Cohort()])
+    words = ["prepare", "--source=x", f"--output={tmp_path / 's'}", "--shards=4"]
+    assert cli.main([*words, "--shard=1/2"]) == 0 and "2 shards of other jobs" in capsys.readouterr().out
+    assert cli.main([*words, "--runner=shard"]) == 2 and "--shard=i/n" in capsys.readouterr().err
+    assert cli.main([*words, "--runner=local", "--shard=0/2"]) == 2
+    assert cli.main([*words, "--beam=--x"]) == 2 and "--runner=beam" in capsys.readouterr().err
+    assert cli.main([*words, "--shard=0/2"]) == 0 and "24 recordings" in capsys.readouterr().out
+
+
+def test_a_part_file_of_another_shard_count_is_not_taken(tmp_path):
+    share(tmp_path / "s", 0, 2)
+    with pytest.raises(BadInput, match="another shards"):
+        prepare(Cohort(damaged=True), tmp_path / "s", shards=4, keep_reports=True)

@@ -55,6 +55,10 @@ _EEG = (
     "Fp1 Fp2 F7 F3 Fz F4 F8 T3 C3 Cz C4 T4 T5 P3 Pz P4 T6 O1 Oz O2 A1 A2 FC1 FC2 FC5 FC6 CP1 CP2 CP5 CP6 "
     "C4-A1 C3-A2 F4-A1 F3-A2 O2-A1 O1-A2 Fpz-Cz Pz-Oz"
 ).split()
+_EEG_10_10 = (
+    "Fpz AF7 AF3 AFz AF4 AF8 F5 F1 F2 F6 FT7 FT8 FC3 FCz FC4 C5 C1 C2 C6 T9 T10 TP7 TP8 CP3 CPz CP4 P5 P1 P2 P6 "
+    "PO7 PO3 POz PO4 PO8 Iz"
+).split()
 
 
 @dataclass(frozen=True)
@@ -81,42 +85,86 @@ CHANNELS: tuple[ChannelKind, ...] = tuple(
         + [(n, "eog") for n in ("EOG left", "EOG right", "EOG other")]
         + [(n, "emg") for n in ("EMG chin", "EMG leg left", "EMG leg right", "EMG other")]
         + [(n, "pcg") for n in ("PCG", "PCG other")]
+        + [(n, "ecg") for n in ("Vx", "Vy", "Vz")]  # Frank
+        + [(f"EEG {n}", "eeg") for n in _EEG_10_10]
     )
 )
 CHANNEL_ID: dict[str, int] = {c.name: c.id for c in CHANNELS}
 PAD, CLS, TEXT = CHANNEL_ID["PAD"], CHANNEL_ID["CLS"], CHANNEL_ID["TEXT"]
 CSFM_CHANNELS = tuple(range(1, 14))
 
+# What recorders write -> our name; in lower case, "_" and double spaces as one space.
 _ALIASES = {
-    "mlii": "II", "mli": "I", "mliii": "III", "avr": "aVR", "avl": "aVL", "avf": "aVF",
-    "pleth": "PPG", "ppg": "PPG", "red_ppg": "PPG other", "ir_ppg": "PPG",
-    "resp": "RESP", "airflow": "airflow", "sao2": "SpO2", "spo2": "SpO2", "abp": "ABP", "art": "ABP", "bp": "ABP",
-    "cvp": "CVP", "pap": "PAP", "pcg": "PCG", "chin": "EMG chin",
+    "mlii": "II", "mli": "I", "mliii": "III", "ml2": "II", "avr": "aVR", "avl": "aVL", "avf": "aVF",
+    "di": "I", "dii": "II", "diii": "III", "d1": "I", "d2": "II", "d3": "III",
+    "pleth": "PPG", "plethysmogram": "PPG", "ppg": "PPG", "bvp": "PPG", "ir ppg": "PPG", "ppg ir": "PPG",
+    "red ppg": "PPG other", "ppg red": "PPG other", "green ppg": "PPG other", "ppg green": "PPG other",
+    "resp": "RESP", "resp imp": "RESP", "impedance respiration": "RESP",
+    "airflow": "airflow", "flow": "airflow", "resp oro-nasal": "airflow", "therm": "airflow", "thermistor": "airflow",
+    "resp nasal": "nasal pressure", "nasal press": "nasal pressure", "nasal pressure": "nasal pressure",
+    "cannula": "nasal pressure", "cannula flow": "nasal pressure", "ptaf": "nasal pressure",
+    "chest": "thorax effort", "thorax": "thorax effort", "thor res": "thorax effort", "thx": "thorax effort",
+    "resp thorax": "thorax effort", "effort tho": "thorax effort", "thoracic": "thorax effort",
+    "abd": "abdomen effort", "abdo": "abdomen effort", "abdomen": "abdomen effort", "abdo res": "abdomen effort",
+    "resp abdomen": "abdomen effort", "effort abd": "abdomen effort", "abdominal": "abdomen effort",
+    "sao2": "SpO2", "spo2": "SpO2", "osat": "SpO2",
+    "abp": "ABP", "art": "ABP", "bp": "ABP", "ibp": "ABP", "art line": "ABP", "abp1": "ABP", "uap": "ABP",
+    "cvp": "CVP", "pap": "PAP", "uvp": "pressure other", "icp": "pressure other", "lap": "pressure other",
+    "eog": "EOG other", "eog horizontal": "EOG other", "eog vertical": "EOG other", "horizontal eog": "EOG other",
+    "loc": "EOG left", "eog(l)": "EOG left", "e1": "EOG left", "e1-m2": "EOG left", "eog left": "EOG left",
+    "roc": "EOG right", "eog(r)": "EOG right", "e2": "EOG right", "e2-m1": "EOG right", "e2-m2": "EOG right",
+    "emg": "EMG other", "chin": "EMG chin", "emg chin": "EMG chin", "chin emg": "EMG chin", "chin1-chin2": "EMG chin",
+    "chin 1-chin 2": "EMG chin", "emg submental": "EMG chin", "submental emg": "EMG chin", "emg1-emg2": "EMG chin",
+    "lat": "EMG leg left", "leg/l": "EMG leg left", "leg l": "EMG leg left", "l leg": "EMG leg left",
+    "rat": "EMG leg right", "leg/r": "EMG leg right", "leg r": "EMG leg right", "r leg": "EMG leg right",
+    "pcg": "PCG", "heart sound": "PCG", "phonocardiogram": "PCG",
     # bedside leads whose electrode position is not known: they are not V1 ... V6 (MIT-LCP/mimic-code#907)
-    "v": "ECG other", "mcl": "ECG other", "mcl1": "ECG other", "ecg": "ECG other",
+    "v": "ECG other", "mcl": "ECG other", "mcl1": "ECG other", "ecg": "ECG other", "ekg": "ECG other",
+    "ecg1": "ECG other", "ecg2": "ECG other", "ecg1-ecg2": "ECG other", "ecg other": "ECG other",
 }  # fmt: skip
 _BY_LOWER = {c.name.lower(): c.name for c in CHANNELS if c.modality not in ("", "text")}
 _OTHER_BY_UNIT = {"mv": "ECG other", "mmhg": "pressure other"}
+_VOLTAGES = ("v", "mv", "uv", "µv", "μv", "nv")
+_PREFIXES = ("ecg lead ", "mdc ecg lead ", "ecg ", "ekg ", "lead ", "eeg ")
+# the 10-10 system's names of four positions that the 10-20 system called otherwise; mastoids for ear lobes
+_EEG_RENAMED = {"t7": "t3", "t8": "t4", "p7": "t5", "p8": "t6", "m1": "a1", "m2": "a2"}
+_EEG_REFERENCES = ("-ref", "-le", "-avg", "-av", "-ar", " ref")
 
 
 def standard_name(name: str, unit: str) -> str | None:
     """Maps a recorded channel name to the vocabulary.
 
     Args:
-        name: the name in the file, e.g. "MLII", "PLETH", "ECG II", "aVF".
-        unit: the unit in the file; decides for unknown names only ("mV" -> "ECG other", "mmHg" -> "pressure other").
+        name: the name in the file, e.g. "MLII", "PLETH", "ECG II", "EEG C4-M1", "Fc5..".
+        unit: the unit in the file; decides for unknown names ("mV" -> "ECG other", "mmHg" -> "pressure other"), and
+            whether a bare "O2" or "C3" is an electrode (a voltage) or something else. (BioSemi's own grid also has a
+            "C3": a site's table must say so.)
 
     Returns:
         A name of `CHANNELS`, or None where neither name nor unit tells the modality (the channel is kept in the
         recording, reported, and not stored).
     """
-    key = name.strip().lower()
-    for candidate in (key, key.removeprefix("ecg ").removeprefix("lead ").strip()):
-        if candidate in _BY_LOWER:
+    key = " ".join(name.replace("_", " ").split()).lower().strip(" .,:")
+    for candidate in (key, *(key.removeprefix(prefix) for prefix in _PREFIXES if key.startswith(prefix))):
+        # "EEG II" or "ECG C4" are neither
+        if candidate in _BY_LOWER and not (key.startswith("eeg ") and candidate != key):
             return _BY_LOWER[candidate]
-        if candidate in _ALIASES:
+        if candidate in _ALIASES and not key.startswith("eeg "):
             return _ALIASES[candidate]
+    electrodes = _electrodes(key.removeprefix("eeg "))
+    if key.startswith("eeg") or unit.strip().lower() in _VOLTAGES:
+        if electrodes in _BY_LOWER:
+            return _BY_LOWER[electrodes]
+    if key.startswith("eeg"):
+        return "EEG other"
     return _OTHER_BY_UNIT.get(unit.strip().lower())
+
+
+def _electrodes(key: str) -> str:
+    """Of "t7-m2" and "c3-ref": "eeg t3-a2" and "eeg c3"."""
+    for reference in _EEG_REFERENCES:
+        key = key.removesuffix(reference)
+    return "eeg " + "-".join(_EEG_RENAMED.get(part, part) for part in key.split("-"))
 
 
 def modality_of(channel: int | str) -> Modality | None:

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("packing", "reading")
+BENCHMARKS = ("packing", "reading", "million")
 
 
 def main() -> None:

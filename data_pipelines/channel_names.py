@@ -1,6 +1,7 @@
 """Channel names found in the wild: a site's own table, leads that follow from others, the count of every name."""
 
 import csv
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,20 @@ from data_pipelines.errors import BadInput
 from data_pipelines.recording import Recording
 from data_pipelines.signals import CHANNEL_ID, modality_of, standard_name
 
-# A name that the vocabulary does not know might be a person's: it is shown only when so many subjects have it.
-FEWEST_SUBJECTS = 3
-RARE = "(a name of fewer than 3 subjects)"
+# A name that the vocabulary does not know might be a person's: it is shown only when so many subjects have it, or when
+# it is made of words that recorders use.
+FEWEST_SUBJECTS = 20
+RARE = f"(a name of fewer than {FEWEST_SUBJECTS} subjects)"
+_TECHNICAL = frozenset(
+    "acc accelerometer activity alarm ambient angle annotation annotations aux axis battery bcg beat body breath "
+    "button cardiac ch chan channel clock co2 count cpap device diff differential dia diastolic differentiated "
+    "digital dir ecg edf eda eeg ekg electrode emg eog etco2 event external fft flow force gsr gyro heart hr "
+    "humidity icp imp impedance index input intensity lead leak left level light lights mag marker mask mean "
+    "microphone mic min motion move movement mv mask nibp nbp noise off on output oxygen pat pleth pos position "
+    "ppg press pressure probe pulse quality rate rectal ref reference resp respiration right rpm sensor signal "
+    "sig skin snore snoring sound status step stim sum sync sys systolic temp temperature time tidal trig trigger "
+    "unknown vol volume wave waveform".split()
+)
 
 
 def read_channel_table(path: Path) -> dict[str, str]:
@@ -120,7 +132,7 @@ class ChannelCount:
         for key, entry in self.names.items():
             name, standard = key.split("\t")
             known = standard_name(name, "") is not None
-            if not known and len(entry["subjects"]) < FEWEST_SUBJECTS:
+            if not known and len(entry["subjects"]) < FEWEST_SUBJECTS and not _technical(name):
                 name = RARE
             row = {"name": name, "as": standard or None, "known": known, "kept": 0, "left_out": {}}
             row = rows.setdefault((name, standard), row)
@@ -128,6 +140,10 @@ class ChannelCount:
             for reason, n in entry["left_out"].items():
                 row["left_out"][reason] = row["left_out"].get(reason, 0) + n
         return [rows[key] for key in sorted(rows)]
+
+
+def _technical(name: str) -> bool:
+    return all(len(word) < 3 or word in _TECHNICAL for word in re.findall("[^\\W\\d_]+", name.lower()))
 
 
 def _remember(subjects: list[str], subject: str) -> None:

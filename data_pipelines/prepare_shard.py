@@ -4,7 +4,6 @@ A shard is the unit of work of every runner: which recordings it holds follows f
 its bytes from them and from nothing else.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import SPECS, PreparedRecording
 from data_pipelines.recording import Recording
 from data_pipelines.store_writer import StoredRecording, StoreWriter
-from data_pipelines.subjects import hashed, hashed_study, split_of
+from data_pipelines.subjects import anonymous, hashed, hashed_study, split_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ def _recordings(job, entries, notes, tell) -> Iterator[StoredRecording]:
             notes["stored"] += 1
             yield stored
         else:
-            notes["quarantine"].append({"ordinal": ordinal, "study": study, "reason": _anonymous(reason, entry)})
+            reason = anonymous(reason, (entry.subject, entry.study, entry.path))
+            notes["quarantine"].append({"ordinal": ordinal, "study": study, "reason": reason})
         tell(done)
     notes["channels"] = count.to_dict()
 
@@ -111,11 +111,3 @@ def _read(job: ShardJob, entry: Entry, study: str, count: ChannelCount):
         report=recording.report if job.keep_reports else None, labels=recording.labels, events=recording.events,
         derived=any(channel.derived for channel in recording.channels),
     ), None  # fmt: skip
-
-
-def _anonymous(reason: str, entry: Entry) -> str:
-    """The reason without the subject, the study, or any part of the file's name (which may be a patient's)."""
-    words = {entry.subject, entry.study, entry.path, *re.split(r"[/.]", entry.path), *re.split(r"[/.]", entry.study)}
-    for word in sorted(filter(None, words), key=len, reverse=True):
-        reason = re.sub(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", "<hidden>", reason)
-    return reason

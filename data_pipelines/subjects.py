@@ -3,7 +3,9 @@
 import hashlib
 import hmac
 import os
+import re
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipelines.errors import BadInput
@@ -31,6 +33,14 @@ def split_of(key: bytes, people: str, subject: str) -> str:
     """Split of a subject without an official one: by keyed hash, 80 % train, 10 % validation, 10 % test."""
     share = int(keyed(key, people, subject, "split")[:8], 16) / 2**32
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
+
+
+def anonymous(reason: str, names: Iterable[str]) -> str:
+    """A reason without any of the names, or any part of one that is a path (which may be a patient's name)."""
+    words = {word for name in names for word in (name, *re.split(r"[/.#]", name))}
+    for word in sorted(filter(None, words), key=len, reverse=True):
+        reason = re.sub(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", "<hidden>", reason)
+    return reason
 
 
 def fingerprint(key: bytes) -> str:

@@ -25,19 +25,19 @@ def source_of(*channels, subjects=4):
 
 def test_a_sites_table_comes_before_the_vocabulary(tmp_path):
     table = tmp_path / "names.csv"
-    table.write_text("name,standard\nGizmo,ABP\nII,\nodd lead,V1\n")
+    table.write_text("name,standard\nwave 7,ABP\nII,\nsensor lead,V1\n")
     names = read_channel_table(table)
     channels = (
-        Channel("gizmo", 125, "mmHg", NOISE[0]), Channel("II", 250, "mV", NOISE[1]),
-        Channel("ODD LEAD", 250, "mV", NOISE[2]),
+        Channel("Wave 7", 125, "mmHg", NOISE[0]), Channel("II", 250, "mV", NOISE[1]),
+        Channel("SENSOR LEAD", 250, "mV", NOISE[2]),
     )  # fmt: skip
     summary = prepare(source_of(*channels), tmp_path / "s", names=names)
     store = Store.open(tmp_path / "s")
     assert store.index.channel_sets == ((CHANNEL_ID["V1"], CHANNEL_ID["ABP"]),)
     rows = {row["name"]: row for row in store.manifest["channels"]}
-    assert (rows["gizmo"]["as"], rows["gizmo"]["kept"], rows["gizmo"]["known"]) == ("ABP", 8, False)
+    assert (rows["Wave 7"]["as"], rows["Wave 7"]["kept"], rows["Wave 7"]["known"]) == ("ABP", 8, False)
     assert rows["II"]["left_out"] == {"left out by the site's table": 8}
-    assert summary.unknown == {"gizmo as ABP": 8, "ODD LEAD as V1": 8}
+    assert summary.unknown == {"Wave 7 as ABP": 8, "SENSOR LEAD as V1": 8}
     with pytest.raises(BadInput, match="another channel names"):
         prepare(source_of(*channels), tmp_path / "s")
 
@@ -88,11 +88,11 @@ def test_a_name_of_few_subjects_is_not_shown(tmp_path):
     source = Cohort(subjects=5)
     channels = (Channel("II", 250, "mV", NOISE[0]),)
     source.read = lambda entry: Recording(
-        (*channels, Channel("Doe Jane 1970" if entry.subject.endswith("1") else "probe", 250, "", NOISE[1])),
+        (*channels, Channel("Doe Jane 1970" if entry.subject.endswith("1") else "Temp probe", 250, "", NOISE[1])),
         entry.subject, entry.study, source.name,
     )  # fmt: skip
     summary = prepare(source, tmp_path / "s")
-    assert summary.unknown == {"probe": 8, RARE: 2} and "Doe" not in str(summary)
+    assert summary.unknown == {"Temp probe": 8, RARE: 2} and "Doe" not in str(summary)
     assert not any(b"Doe" in data for data in content(tmp_path / "s").values())
     assert json.dumps(Store.open(tmp_path / "s").manifest["channels"]).count(RARE) == 1
 
@@ -100,3 +100,10 @@ def test_a_name_of_few_subjects_is_not_shown(tmp_path):
 def test_rates_are_counted_as_recorded(tmp_path):
     prepare(Cohort(subjects=3), tmp_path / "s")
     assert Store.open(tmp_path / "s").manifest["rates"] == {"ecg": {"250": 6}, "ppg": {"125": 6}}
+
+
+def test_a_name_of_many_subjects_is_shown(tmp_path):
+    for subjects, shown in ((19, RARE), (20, "frobnicator")):
+        source = source_of(Channel("II", 250, "mV", NOISE[0]), Channel("frobnicator", 250, "", NOISE[1]))
+        source.subjects = subjects
+        assert prepare(source, tmp_path / str(subjects)).unknown == {shown: 2 * subjects}

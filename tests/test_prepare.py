@@ -59,7 +59,7 @@ class Cohort:
         channels = (
             Channel("MLII", 250, "mV", signal_),
             Channel("PLETH", 125, "NU", signal_[:625].cumsum()),
-            Channel("gizmo", 250, "furlong", signal_),
+            Channel("Temp probe", 250, "furlong", signal_),
             Channel("V1", 250, "mV", np.full(1250, np.nan, np.float32)),
         )
         labels = {"age": 20.0 + i, "sex": float(i % 2)}
@@ -91,19 +91,19 @@ def test_store_of_a_cohort(whole):
     assert all(len(where) == 1 for where in by_subject.values())
     assert sorted(store.labels()["age"]) == [20.0 + i for i in range(24)]
     assert sorted(store.reports()) == sorted(f"Sinus rhythm number {i}" for i in range(24))
-    assert summary.unknown == {"gizmo": 24} and summary.dropped == {"flat or invalid throughout": 24}
+    assert summary.unknown == {"Temp probe": 24} and summary.dropped == {"flat or invalid throughout": 24}
     assert store.manifest["licence"] == "made up" and store.spec == SPECS["csfm-jax"]
     assert store.index.channel_sets == ((2, 13),) and (path / "tokenizer.json").is_file()
     text = str(summary)
-    assert "24 recordings of 12 subjects" in text and "gizmo (24)" in text and "patient" not in text
+    assert "24 recordings of 12 subjects" in text and "Temp probe (24)" in text and "patient" not in text
 
 
 def test_names_that_only_the_unit_explains_are_reported(tmp_path):
     source, x = Cohort(subjects=3), np.random.default_rng(0).normal(size=1250)
-    channels = (Channel("strange", 250, "mV", x), Channel("stranger", 250, "mV", x), Channel("MCL1", 250, "mV", x))
+    channels = (Channel("sensor 1", 250, "mV", x), Channel("sensor 2", 250, "mV", x), Channel("MCL1", 250, "mV", x))
     source.read = lambda entry: Recording(channels, entry.subject, entry.study, source.name)
     summary = prepare(source, tmp_path / "s")
-    assert summary.unknown == {"strange as ECG other": 6, "stranger as ECG other": 6}
+    assert summary.unknown == {"sensor 1 as ECG other": 6, "sensor 2 as ECG other": 6}
     assert summary.dropped == {"duplicate of another channel": 12}
 
 

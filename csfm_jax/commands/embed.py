@@ -1,8 +1,9 @@
 """Embeddings of many recordings, batched and packed, to Parquet: recording, start (s) and embedding of every window.
 
-INPUT is a recording, a folder of recordings or of known datasets, or prepared stores. A recording is named by its path
-within INPUT, or by its study's hash in a store. One that cannot be used does not stop the run: it is listed with the
-reason in OUTPUT.quarantine.jsonl.
+INPUT is a recording, a folder of recordings or of known datasets, or prepared stores. A recording is named by its
+study's hash in a store; of files, by its number, from 0, in the sorted list of their paths, because a path may hold a
+patient's name (--keep-names writes the path itself). One that cannot be used does not stop the run: it is listed with
+the reason in OUTPUT.quarantine.jsonl.
 """
 
 import json
@@ -22,6 +23,7 @@ def arguments(parser) -> None:
     parser.add_argument("--checkpoint", required=True, help="work directory, its checkpoints folder, or one step")
     parser.add_argument("--input", required=True, help="a recording, a folder of them, or prepared stores")
     parser.add_argument("--output", required=True, help="the Parquet file to write")
+    parser.add_argument("--keep-names", action="store_true", help="name recordings by their path within INPUT")
     parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
 
 
@@ -35,7 +37,8 @@ def run(args) -> None:
     prepared = (inside / "manifest.json").is_file() or next(inside.glob("*/manifest.json"), None) is not None
     refused: list[dict] = []
     encoder = load(args.checkpoint)
-    tables = from_stores(encoder, args.input, args.verify) if prepared else from_files(encoder, args.input, refused)
+    files = from_files(encoder, args.input, refused, keep_names=args.keep_names)
+    tables = from_stores(encoder, args.input, args.verify) if prepared else files
     try:
         written = write(tables, encoder, target)
     finally:
@@ -64,24 +67,29 @@ class _Pool:
 Table = tuple[list[str], np.ndarray, np.ndarray]
 
 
-def from_files(encoder, where: str, refused: list[dict]) -> Iterator[Table]:
+def from_files(encoder, where: str, refused: list[dict], *, keep_names: bool = False) -> Iterator[Table]:
     """Embeds recordings as they are read.
 
     Args:
         encoder: a `LoadedEncoder`. where: a recording or a folder.
         refused: gets {"recording", "reason"} of every recording that cannot be used.
+        keep_names: name a recording by its path, not by its number.
     """
     from tqdm import tqdm
 
+    from data_pipelines.subjects import anonymous
+
     longest, pool = 1, _Pool()
     room = _POOL * encoder.config.data.rows * encoder.config.data.row_tokens
-    for name, read in tqdm(list(_listed(where)), unit="recording", disable=None):
+    for number, (path, read) in enumerate(tqdm(list(_listed(where)), unit="recording", disable=None)):
+        name = path if keep_names else f"{number:07d}"
         try:
             windows = _windows(encoder, read())
         except BadInput as error:
             if Path(where).is_file():
                 raise
-            refused.append({"recording": name, "reason": str(error)})
+            reason = f"found {error.found}; expected {error.expected}; {error.remedy}"
+            refused.append({"recording": name, "reason": reason if keep_names else anonymous(reason, [path])})
             continue
         for window in windows:
             size = _most_tokens(encoder, window)

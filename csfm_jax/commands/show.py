@@ -60,7 +60,7 @@ def as_recorded(recording, start: float, seconds: float):
 
     seconds = min(seconds, recording.seconds - start)
     traces = []
-    for channel in recording.channels:
+    for number, channel in enumerate(recording.channels, 1):
         standard = standard_name(channel.name, channel.unit)
         unit, signal = channel.unit, channel.signal
         factor = unit_factor(unit, "ecg") if standard and modality_of(standard).name == "ecg" else None
@@ -73,7 +73,7 @@ def as_recorded(recording, start: float, seconds: float):
         if factor is not None:
             samples = samples - np.nanmedian(samples)
         offset = max(channel.start - start, 0.0)
-        name = standard if standard and "other" not in standard else channel.name
+        name = standard or f"channel {number}"  # a name that is not known might be a person's
         traces.append(drawing.Trace(name, unit, channel.rate, samples, offset))
     return drawing.draw(traces, seconds, "As recorded", f"from {start:g} s, no filter")
 

@@ -73,14 +73,14 @@ def comment_fields(comments: tuple[str, ...]) -> dict[str, str]:
 
 
 def comment_labels(comments: tuple[str, ...]) -> dict[str, float]:
-    """Age in years, sex (0 male, 1 female), codes ("dx/426783006": 1.0), as far as the comments tell."""
+    """Age in years, sex (0 male, 1 female), numeric codes ("dx/426783006": 1.0), as far as the comments tell."""
     text, labels = "\n".join(comments), {}
     if found := _AGE.search(text):
         labels["age"] = float(found[1])
     if found := _SEX.search(text):
         labels["sex"] = float(found[1][0] in "fF")
     codes = (code.strip() for code in comment_fields(comments).get("dx", "").split(","))
-    return labels | {f"dx/{code}": 1.0 for code in codes if code.isalnum() and code.lower() != "unknown"}
+    return labels | {f"dx/{code}": 1.0 for code in codes if code.isascii() and code.isdigit()}
 
 
 def read_header(path: Path) -> Header:

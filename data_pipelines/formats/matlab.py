@@ -1,0 +1,116 @@
+"""MATLAB files of version 5: the layout of EPHNOGRAM, and any that a sidecar describes.
+
+SciPy reads them; its variables are listed first, so that compressed ones are bounded before they are inflated. Files of
+version 7.3 are HDF5, and read as such. Signals beside a WFDB header are read through the header.
+"""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.errors import BadInput
+from data_pipelines.formats.sidecar import find_sidecar, read_sidecar, recording_of, rows_of
+from data_pipelines.recording import Channel, Recording
+
+_MAGIC = b"MATLAB 5.0 MAT-file"
+_MOST_INFLATION = 100
+
+
+def recognises(path: Path, head: bytes) -> bool:
+    """Whether it is a version 5 file, with a sidecar or in the layout of EPHNOGRAM."""
+    if not head.startswith(_MAGIC):
+        return False
+    if find_sidecar(path):
+        return True
+    try:
+        return {"ECG", "PCG", "fs"} <= set(_variables(path))
+    except BadInput:
+        return False
+
+
+def read(path: str | Path, item: str = "") -> Recording:
+    """Reads a MATLAB file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        EPHNOGRAM: ECG and PCG in V at `fs` Hz; otherwise what the sidecar says.
+
+    Raises:
+        BadInput: a variable that is missing, is no array of numbers, or inflates out of all proportion; a damaged file.
+    """
+    path = Path(path)
+    if sidecar := read_sidecar(path):
+        names = [sidecar.dataset] if sidecar.dataset else [note.place or note.name for note in sidecar.channels]
+        arrays = _load(path, names)
+        if sidecar.dataset:
+            return recording_of(path, sidecar, rows_of(path, sidecar, arrays[0]))
+        return recording_of(path, sidecar, [array.reshape(-1) for array in arrays])
+    ecg, pcg, rate = _load(path, ["ECG", "PCG", "fs"])
+    if rate.size != 1 or not 0 < float(rate.item()) < 1e7:
+        raise BadInput(path, "a sampling rate fs that is none", "one number of Hz", "replace the file")
+    channels = tuple(
+        Channel(name, float(rate.item()), "V", signal.reshape(-1).astype(np.float32))
+        for name, signal in (("ECG", ecg), ("PCG", pcg))
+    )
+    return Recording(channels, subject=path.stem, study=path.stem, source="matlab")
+
+
+def _variables(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> (shape, class) of every variable, without their values."""
+    from scipy.io import whosmat
+
+    _bounded(path)
+    try:
+        return {name: (shape, kind) for name, shape, kind in whosmat(path)}
+    except Exception as error:  # SciPy's parser raises whatever comes to hand
+        found = f"a damaged MATLAB file ({type(error).__name__})"
+        raise BadInput(path, found, "a whole one", "replace it by the original") from None
+
+
+def _load(path: Path, names: list[str]) -> list[np.ndarray]:
+    from scipy.io import loadmat
+
+    listed = _variables(path)
+    size = path.stat().st_size
+    for name in names:
+        shape, kind = listed.get(name, ((), ""))
+        if kind not in ("double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))):
+            found = "no such variable" if name not in listed else f"a variable of class {kind}"
+            raise BadInput(path, found, f"an array {name!r} of numbers", "correct the description")
+        if np.prod(shape, dtype=float) * 8 > _MOST_INFLATION * size + (1 << 16):
+            raise BadInput(path, "a variable out of all proportion to the file", "its samples", "replace the file")
+    try:
+        values = loadmat(path, variable_names=names)
+        return [np.asarray(values[name]) for name in names]
+    except Exception as error:
+        found = f"a damaged MATLAB file ({type(error).__name__})"
+        raise BadInput(path, found, "a whole one", "replace it by the original") from None
+
+
+def _bounded(path: Path) -> None:
+    """Goes through the top-level elements; compressed ones are inflated in pieces and counted, never kept."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        order = "little" if file.read(128)[126:128] == b"IM" else "big"
+        inflated = 0
+        while len(tag := file.read(8)) == 8:
+            kind, length = int.from_bytes(tag[:4], order), int.from_bytes(tag[4:], order)
+            if length > size:
+                raise BadInput(path, "an element longer than the file", "its samples", "replace the file")
+            if kind != 15:
+                file.seek(length, 1)
+                continue
+            stream, left = zlib.decompressobj(), length
+            while left and (piece := file.read(min(left, 1 << 16))):
+                left -= len(piece)
+                while piece:
+                    try:
+                        inflated += len(stream.decompress(piece, 1 << 20))
+                    except zlib.error:
+                        raise BadInput(path, "a damaged element", "a whole one", "replace the file") from None
+                    piece = stream.unconsumed_tail
+                    if inflated > _MOST_INFLATION * size:
+                        raise BadInput(path, "an element that inflates without end", "samples", "replace the file")

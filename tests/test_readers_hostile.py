@@ -1,0 +1,153 @@
+"""Files that lie: bombs, links out of the file, declared sizes, objects, damage."""
+
+import io
+import json
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import scipy.io
+
+import data_pipelines
+from data_pipelines.errors import BadInput
+
+h5py = pytest.importorskip("h5py", reason="the extra [formats] is not installed")
+pydicom = pytest.importorskip("pydicom", reason="the extra [formats] is not installed")
+
+
+def describe(path, **fields):
+    text = {"rate": 100, "channels": ["II"], "unit": "mV"} | fields
+    path.with_name(path.name + ".json").write_text(json.dumps(text))
+    return path
+
+
+def refused(path, match):
+    with pytest.raises(BadInput, match=match) as caught:
+        data_pipelines.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_hdf5_links_that_leave_the_file(tmp_path):
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["x"] = np.ones(100)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["external"] = h5py.ExternalLink("secret.h5", "x")
+        file["soft"] = h5py.SoftLink("/inside")
+        file["inside"] = np.ones(100)
+        layout = h5py.VirtualLayout((100,), "f8")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "x", (100,))
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("raw", (100,), "f8", external=[(str(tmp_path / "secret.h5"), 0, 800)])
+        file["text"] = [b"abc"]
+        file["group/x"] = np.ones(3)
+    for name in ("external", "soft"):
+        refused(describe(tmp_path / "x.h5", dataset=name), "a link in place of a dataset")
+    for name in ("virtual", "raw", "group"):
+        refused(describe(tmp_path / "x.h5", dataset=name), "something else than numbers")
+    for name in ("none", "inside/deeper", "../x"):
+        refused(describe(tmp_path / "x.h5", dataset=name), "no dataset")
+    assert len(data_pipelines.read(describe(tmp_path / "x.h5", dataset="inside")).channels) == 1
+
+
+def test_hdf5_that_declares_what_it_does_not_hold(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("never written", (1 << 40,), "f8", chunks=(1 << 10,))
+    refused(describe(tmp_path / "x.h5", dataset="never written"), "inflate")
+    content = (tmp_path / "x.h5").read_bytes()
+    (tmp_path / "x.h5").write_bytes(content[: len(content) // 2])
+    refused(tmp_path / "x.h5", "damaged HDF5")
+
+
+def test_numpy_that_is_pickled_lies_or_inflates(tmp_path):
+    path = describe(tmp_path / "x.npy")
+    np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
+    refused(path, "damaged file, or one of objects")
+    whole = io.BytesIO()
+    np.save(whole, np.ones(100))
+    path.write_bytes(whole.getvalue().replace(b"(100,)", b"(10000000000,)")[: len(whole.getvalue())])
+    refused(path, "damaged file")
+    path.write_bytes(whole.getvalue()[:-5])
+    refused(path, "damaged file")
+    bomb = describe(tmp_path / "x.npz", dataset="a")
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        zeros = io.BytesIO()
+        np.save(zeros, np.zeros(1 << 20))
+        archive.writestr("a.npy", zeros.getvalue())
+    refused(bomb, "inflates")
+
+
+def test_matlab_that_inflates_or_holds_no_numbers(tmp_path):
+    path = describe(tmp_path / "x.mat", dataset="a")
+    scipy.io.savemat(path, {"a": np.zeros((1 << 20, 1))}, do_compression=True)
+    refused(path, "inflates|out of all proportion")
+    scipy.io.savemat(path, {"a": "text", "b": np.ones(3)})
+    refused(path, "class char")
+    scipy.io.savemat(path, {"b": np.ones(3)})
+    refused(path, "no such variable")
+    scipy.io.savemat(path, {"a": np.ones((100, 1))}, do_compression=True)
+    content = bytearray(path.read_bytes())
+    content[140:160] = bytes(20)
+    path.write_bytes(content)
+    refused(path, "damaged")
+    head = content[:128]
+    path.write_bytes(head + (15).to_bytes(4, "little") + (2**31).to_bytes(4, "little"))
+    refused(path, "longer than the file")
+    stream = zlib.compress(bytes(1 << 24))
+    path.write_bytes(head + (15).to_bytes(4, "little") + len(stream).to_bytes(4, "little") + stream)
+    refused(path, "inflates without end")
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "found"),
+    [(22, b"\x00\x00", "encoding"), (24, bytes(4), "encoding"), (20, b"\x55\x00", "encoding 85"),
+     (40, b"\xff\xff\xff\x7f", "that it declares"), (36, b"none", "no samples"), (40, bytes(4), "no samples")],
+)  # fmt: skip
+def test_wav_that_lies(tmp_path, at, value, found):
+    path = tmp_path / "x.wav"
+    scipy.io.wavfile.write(path, 2000, np.arange(100, dtype=np.int16))
+    content = bytearray(path.read_bytes())
+    content[at : at + len(value)] = value
+    path.write_bytes(content)
+    refused(path, found)
+
+
+def test_dicom_without_waveforms_with_too_few_samples_or_deflated(tmp_path):
+    path = tmp_path / "x.dcm"
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("waveform_ecg.dcm"))
+    dataset.WaveformSequence[0].NumberOfWaveformSamples = 10**9
+    dataset.save_as(path)
+    refused(path, "bytes of samples")
+    del dataset.WaveformSequence[0].NumberOfWaveformSamples
+    dataset.save_as(path)
+    refused(path, "not as the standard has it")
+    dataset.WaveformSequence = []
+    dataset.save_as(path)
+    refused(path, "no waveforms")
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(path)
+    refused(path, "deflated")
+    path.write_bytes(path.read_bytes()[:200])
+    refused(path, "damaged DICOM|no waveforms|deflated")
+
+
+def test_parquet_that_inflates_or_holds_words(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = describe(tmp_path / "x.parquet")
+    pq.write_table(pa.table({"II": ["a", "b"]}), path)
+    refused(path, "damaged file, or no numbers")
+    pq.write_table(pa.table({"II": np.zeros(1 << 22)}), path)
+    refused(path, "out of all proportion")
+    path.write_bytes(path.read_bytes()[:-3])
+    refused(path, "damaged file")
+
+
+def test_links_that_leave_the_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.wav").write_bytes(b"")
+    scipy.io.wavfile.write(tmp_path / "secret.wav", 2000, np.arange(100, dtype=np.int16))
+    (tmp_path / "in" / "x.wav").symlink_to(tmp_path / "secret.wav")
+    with pytest.raises(BadInput, match="leads out of the folder"):
+        data_pipelines.formats.read(tmp_path / "in" / "x.wav", root=tmp_path / "in")

@@ -45,7 +45,9 @@ def test_every_listed_recording_reads(sources, name, records, subjects, mains):
 
 
 def test_the_folder_of_datasets_gives_the_known_ones(sources):
-    assert list(sources) == ["bidmc", "cinc2015", "cinc2021", "code15", "ptbxl", "ptbxl_extra"]
+    assert list(sources) == [
+        "bidmc", "cinc2015", "cinc2016", "cinc2021", "code15", "ephnogram", "mitdb", "ptbxl", "ptbxl_extra", "sph",
+    ]  # fmt: skip
     assert [e.study for e in pickle.loads(pickle.dumps(sources["ptbxl"])).entries()[:1]] == ["00001"]
 
 

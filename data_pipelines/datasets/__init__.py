@@ -7,9 +7,14 @@ from data_pipelines import formats
 from data_pipelines.datasets.source import Entry, Source
 from data_pipelines.errors import BadInput
 
-__all__ = ["Entry", "Source", "left_out", "open_sources"]
+__all__ = ["Entry", "Source", "known_datasets", "left_out", "open_sources"]
 
-_KNOWN = ("ptbxl:PTBXL", "ptbxl:PTBXLExtra", "cinc2021:CinC2021", "code15:CODE15", "bidmc:BIDMC", "cinc2015:CinC2015")
+_KNOWN = (
+    "ptbxl:PTBXL", "ptbxl:PTBXLExtra", "mimic_iv_ecg:MIMICIVECG", "mimic3_waveform:MIMIC3Waveform", "code15:CODE15",
+    "code15:CODE15HDF5", "cinc2021:CinC2021", "vtac:VTaC", "cinc2015:CinC2015", "bidmc:BIDMC", "mitdb:MITDB",
+    "cinc2016:CinC2016", "ephnogram:EPHNOGRAM", "cinc2018:CinC2018", "sleep_edf:SleepEDF", "echonext:EchoNext",
+    "sph:SPH",
+)  # fmt: skip
 
 
 def open_sources(where: str | Path) -> list[Source]:
@@ -60,10 +65,11 @@ def _holds_recordings(folder: Path) -> bool:
     return any(formats.reader_of(path) for path in folder.rglob("*") if path.is_file())
 
 
+def known_datasets() -> list[type[Source]]:
+    """The classes of the public datasets, in the order in which a folder is tried."""
+    pairs = (known.split(":") for known in _KNOWN)
+    return [getattr(importlib.import_module(f"data_pipelines.datasets.{module}"), name) for module, name in pairs]
+
+
 def _recognise(folder: Path) -> Source | None:
-    for known in _KNOWN:
-        module, name = known.split(":")
-        dataset = getattr(importlib.import_module(f"data_pipelines.datasets.{module}"), name)
-        if dataset.recognises(folder):
-            return dataset(folder)
-    return None
+    return next((dataset(folder) for dataset in known_datasets() if dataset.recognises(folder)), None)

@@ -19,6 +19,8 @@ class BIDMC(Source):
         "Pimentel MAF, et al. Toward a Robust Estimation of Respiratory Rate From Pulse Oximeters. IEEE TBME 2016."
     )
 
+    download = "wget -r -N -c -np https://physionet.org/files/bidmc/1.0.0/"
+
     @staticmethod
     def recognises(folder: Path) -> bool:
         return next(folder.glob("bidmc[0-9][0-9].hea"), None) is not None

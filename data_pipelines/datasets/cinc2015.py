@@ -23,6 +23,8 @@ class CinC2015(Source):
         "Clifford GD, et al. The PhysioNet/CinC Challenge 2015: Reducing False Arrhythmia Alarms in the ICU. CinC 2015."
     )
 
+    download = "wget -r -N -c -np https://physionet.org/files/challenge-2015/1.0.0/"
+
     @staticmethod
     def recognises(folder: Path) -> bool:
         return (folder / "ALARMS").is_file() or "true_alarm" in table_columns(folder / "records.csv")

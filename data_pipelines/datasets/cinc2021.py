@@ -22,6 +22,7 @@ class CinC2021(Source):
     mains = 50.0
     licence = "CC BY 4.0"
     citation = "Reyna MA, et al. Will Two Do? Varying Dimensions in Electrocardiography. CinC 2021."
+    download = "wget -r -N -c -np https://physionet.org/files/challenge-2021/1.0.3/"
 
     @staticmethod
     def recognises(folder: Path) -> bool:

@@ -1,20 +1,27 @@
-"""CODE-15% as WFDB records, in the layout of the 2025 Challenge: twelve-lead ECGs from Brazil (Ribeiro et al. 2020)."""
+"""CODE-15%: 345,779 twelve-lead ECGs of 233,770 patients from Brazil (Ribeiro et al. 2020, 2021)."""
 
+from functools import cached_property
 from pathlib import Path
 
-from data_pipelines.datasets.source import Entry, Source, read_table, sorted_entries, table_columns
+from data_pipelines.datasets.source import Entry, Source, number, read_table, sorted_entries, table_columns
 from data_pipelines.formats.wfdb_header import comment_fields
 from data_pipelines.recording import Recording
 
+_ABNORMALITIES = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF")
+
 
 class CODE15(Source):
-    """`records.csv` says which patient a record is from; age, sex and the Chagas label stand in the header."""
+    """As WFDB records, in the layout of the 2025 Challenge.
+
+    `records.csv` says which patient a record is from; age, sex and the Chagas label stand in the header.
+    """
 
     name = "code15"
     mains = 60.0
     licence = "CC BY 4.0"
     citation = "Ribeiro AH, et al. CODE-15%: a large scale annotated dataset of 12-lead ECGs. Zenodo 4916206, 2021."
-    columns = ("record", "patient id", "chagas label")
+    download = "the 2025 Challenge's prepare_code15_data.py, from the files of zenodo.org/records/4916206"
+    columns: tuple[str, ...] = ("record", "patient id", "chagas label")
 
     @staticmethod
     def recognises(folder: Path) -> bool:
@@ -28,3 +35,47 @@ class CODE15(Source):
     def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
         labels, chagas = recording.labels, comment_fields(recording.comments).get("chagas label", "").lower()
         return labels | ({"chagas": float(chagas == "true")} if chagas in ("true", "false") else {})
+
+
+class CODE15HDF5(Source):
+    """As published: `exams.csv` and `exams_part0.hdf5` ... `exams_part17.hdf5` (datasets "tracings" and "exam_id").
+
+    The whole CODE dataset has the same layout. Labels: "abnormality/1dAVb" ..., "death" if follow-up tells, age, sex.
+    Zenodo's note on units is at odds with itself; the values are taken as mV, as the 2025 Challenge does.
+    """
+
+    name = "code15"
+    mains = 60.0
+    licence = CODE15.licence
+    citation = CODE15.citation
+    download = "zenodo_get 4916206; unzip 'exams_part*.zip'"
+    columns = ("exam_id", "patient_id", "age", "is_male", "trace_file")
+
+    @staticmethod
+    def recognises(folder: Path) -> bool:
+        return set(CODE15HDF5.columns) <= set(table_columns(folder / "exams.csv"))
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, str]]:
+        return {row["exam_id"].strip(): row for row in read_table(self.root / "exams.csv", self.columns)}
+
+    def entries(self) -> list[Entry]:
+        # parts that were not downloaded are no errors of 20,000 recordings each
+        there = {path.name for path in self.root.glob("*.hdf5")}
+        rows = {exam: row for exam, row in self._rows.items() if row["trace_file"] in there}
+        if missing := {row["trace_file"] for row in self._rows.values()} - there:
+            self.note = f"{len(missing)} of the files that exams.csv names are not here; their exams are left out"
+        entries = [Entry(row["patient_id"], exam, "", f"{row['trace_file']}#{exam}") for exam, row in rows.items()]
+        return sorted_entries(entries, self.root / "exams.csv")
+
+    def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
+        row = self._rows[entry.study]
+        found = {f"abnormality/{name}": _truth(row[name]) for name in _ABNORMALITIES if name in row}
+        male = _truth(row["is_male"])
+        return found | {"death": _truth(row.get("death", "")), "age": number(row["age"]), "sex": 1.0 - male}
+
+
+def _truth(text: str) -> float:
+    return {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}.get(
+        text.strip().lower(), float("nan")
+    )

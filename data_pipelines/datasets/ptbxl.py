@@ -5,7 +5,7 @@ import math
 from functools import cached_property
 from pathlib import Path
 
-from data_pipelines.datasets.source import Entry, Source, read_table, sorted_entries, table_columns
+from data_pipelines.datasets.source import Entry, Source, number, read_table, sorted_entries, table_columns
 from data_pipelines.errors import BadInput
 from data_pipelines.recording import Recording
 
@@ -26,6 +26,7 @@ class PTBXL(Source):
     mains = 50.0
     licence = "CC BY 4.0"
     citation = "Wagner P, et al. PTB-XL, a large publicly available electrocardiography dataset. Sci Data 7:154, 2020."
+    download = "wget -r -N -c -np https://physionet.org/files/ptb-xl/1.0.3/"
     table = "ptbxl_database.csv"
     columns = ("ecg_id", "patient_id", "strat_fold", "filename_hr", "filename_lr", "age", "sex", "report", "scp_codes")
 
@@ -49,14 +50,14 @@ class PTBXL(Source):
         """Every SCP code -> its diagnostic superclass, "" for form and rhythm codes."""
         path = self.root / "scp_statements.csv"
         rows = read_table(path, ("", "diagnostic", "diagnostic_class"))
-        return {row[""]: row["diagnostic_class"] if _number(row["diagnostic"]) == 1 else "" for row in rows}
+        return {row[""]: row["diagnostic_class"] if number(row["diagnostic"]) == 1 else "" for row in rows}
 
     def entries(self) -> list[Entry]:
         folds = {str(fold): "train" for fold in range(1, 9)} | {"9": "validation", "10": "test"}
         entries = []
         self._codes  # noqa: B018  # a missing table of codes stops the source, not every single recording
         for file, row in self._rows.items():
-            patient, fold = _number(row["patient_id"]), row["strat_fold"].removesuffix(".0")
+            patient, fold = number(row["patient_id"]), row["strat_fold"].removesuffix(".0")
             if not math.isfinite(patient) or fold not in folds or not row["ecg_id"].strip().isdecimal():
                 where, expected = self.root / self.table, "an ecg_id, a patient_id and a fold from 1 to 10"
                 raise BadInput(where, "a row without one of them", expected, "use the original file")
@@ -116,15 +117,8 @@ def _superclass_labels(present: set[str]) -> dict[str, float]:
 
 
 def _person(row: dict[str, str]) -> dict[str, float]:
-    age = _number(row["age"])
-    return {"age": _OVER_89 if age > 89 else age, "sex": _number(row["sex"])}
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+    age = number(row["age"])
+    return {"age": _OVER_89 if age > 89 else age, "sex": number(row["sex"])}
 
 
 def _literal(text: str, where: Path):

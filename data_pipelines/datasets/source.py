@@ -1,6 +1,7 @@
 """Source and Entry: what a dataset tells about its recordings before any of them is read."""
 
 import csv
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class Source(ABC):
         people: whose ids the subjects are. Sources with equal `people` share their persons, hence hashes and splits.
         public: whether subjects are hashed with the fixed public key (published datasets), not the site's own.
         mains: powerline frequency in Hz where it was recorded; None = not known.
-        licence, citation: for model cards.
+        licence, citation: for model cards. download: how people with credentials get it.
         note: what a user should be told about this copy of the dataset, once it is listed; "" = nothing.
     """
 
@@ -49,6 +50,7 @@ class Source(ABC):
     mains: float | None = None
     licence = ""
     citation = ""
+    download = ""
     note = ""
 
     def __init__(self, root: Path):
@@ -115,6 +117,14 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     if short := next((i for i, row in enumerate(rows, 2) if any(row[name] is None for name in columns)), None):
         raise BadInput(path, f"row {short} cut off", f"columns {', '.join(columns)}", "use the original file")
     return rows
+
+
+def number(text: str) -> float:
+    """A CSV field's number; NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def table_columns(path: Path) -> list[str]:

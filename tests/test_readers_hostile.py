@@ -101,7 +101,8 @@ def test_matlab_that_inflates_or_holds_no_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("at", "value", "found"),
     [(22, b"\x00\x00", "encoding"), (24, bytes(4), "encoding"), (20, b"\x55\x00", "encoding 85"),
-     (40, b"\xff\xff\xff\x7f", "that it declares"), (36, b"none", "no samples"), (40, bytes(4), "no samples")],
+     (40, b"\xff\xff\xff\x7f", "that it declares"), (36, b"none", "no samples"), (40, bytes(4), "no samples"),
+     (40, b"\x63", "multiple of the 2"), (12, b"none", "without a format"), (34, b"\x0c", "with 12 bits")],
 )  # fmt: skip
 def test_wav_that_lies(tmp_path, at, value, found):
     path = tmp_path / "x.wav"
@@ -121,6 +122,16 @@ def test_dicom_without_waveforms_with_too_few_samples_or_deflated(tmp_path):
     del dataset.WaveformSequence[0].NumberOfWaveformSamples
     dataset.save_as(path)
     refused(path, "not as the standard has it")
+    dataset.WaveformSequence[0].NumberOfWaveformSamples = 10000
+    for name, value, found in (
+        ("WaveformBitsAllocated", 8, "sample format"), ("WaveformSampleInterpretation", "MB", "sample format"),
+        ("SamplingFrequency", 0, "rate"), ("NumberOfWaveformChannels", 11, "12 channel definitions"),
+    ):  # fmt: skip
+        good = dataset.WaveformSequence[0][name].value
+        dataset.WaveformSequence[0][name].value = value
+        dataset.save_as(path)
+        refused(path, found)
+        dataset.WaveformSequence[0][name].value = good
     dataset.WaveformSequence = []
     dataset.save_as(path)
     refused(path, "no waveforms")

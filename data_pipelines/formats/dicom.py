@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import mmap
 import re
 import warnings
 from dataclasses import replace
@@ -88,10 +89,14 @@ def _dataset(path: Path, tags: list[str] | None):
         import pydicom
     except ImportError:
         raise BadInput(path, "a DICOM file, and no pydicom", "pydicom", "pip install 'csfm_jax[formats]'") from None
-    meta = pydicom.filereader.read_file_meta_info(path)
-    if str(meta.get("TransferSyntaxUID", "")) in _DEFLATED:  # the library inflates all of it, without a bound
-        raise BadInput(path, "a deflated file", "an uncompressed one", "convert it with dcmconv +te")
-    return pydicom.dcmread(path, specific_tags=tags)
+    # mapped: reading an element of whatever declared length ends where the file does, before anything is allocated
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        content.seek(132)
+        meta = pydicom.filereader.read_dataset(content, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        if str(meta.get("TransferSyntaxUID", "")) in _DEFLATED:  # the library inflates all of it, without a bound
+            raise BadInput(path, "a deflated file", "an uncompressed one", "convert it with dcmconv +te")
+        content.seek(0)
+        return pydicom.dcmread(content, specific_tags=tags)
 
 
 def _patient(dataset) -> str:

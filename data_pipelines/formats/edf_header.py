@@ -85,10 +85,12 @@ def read_edf_header(path: Path) -> EdfHeader:
     """Reads and checks the header of a file; BadInput for whatever is wrong with it."""
     try:
         with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
             fixed = file.read(256)
             count = _whole(fixed[252:256])
-            rest = file.read(256 * min(max(count or 0, 0), 9999))
-            size = file.seek(0, 2)
+            # never more than there is: `read` allocates what it is asked for
+            rest = file.read(min(256 * max(count or 0, 0), max(size - 256, 0)))
     except OSError as error:
         raise BadInput(
             path, f"a file that cannot be read ({error.strerror})", "an EDF file", "check the path"

@@ -30,6 +30,8 @@ def recognises(path: Path, head: bytes) -> bool:
 
 def items(path: Path) -> list[str]:
     """Names of the recordings stacked in a file; [""] where it holds one."""
+    if not find_sidecar(path) and _layout(path) == "opensignals":
+        return [""]
     described = _described(path)
     if not described.items:
         return [""]
@@ -108,7 +110,9 @@ def _opened(path: Path) -> Iterator:
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except (OSError, RuntimeError) as error:
+    except BadInput:
+        raise
+    except Exception as error:  # h5py raises whatever comes to hand for damaged files
         found = f"a damaged HDF5 file ({type(error).__name__})"
         raise BadInput(path, found, "a whole one", "replace it by the original") from None
 

@@ -18,8 +18,8 @@ def physical(digital: np.ndarray, gain: float, before: float = 0.0, after: float
     out = np.empty(len(digital), np.float32)
     for at in range(0, len(digital), _BLOCK):
         block = digital[at : at + _BLOCK]
-        values = block.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
+            values = block.astype(np.float64)
             values += before
             values *= gain
             values += after

@@ -4,6 +4,7 @@ Format: header(5) of the WFDB Applications Guide. Names stay inside the header's
 whether the declared length fits the signal files is checked by the reader, before it allocates.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ def read_header(path: Path) -> Header:
     """Reads and checks a header file; raises BadInput for whatever is wrong with it."""
     try:
         with open(path, "rb") as file:
-            content = file.read(_LARGEST_HEADER + 1)
+            # as long as the file is: `read` allocates what it is asked for
+            content = file.read(min(os.fstat(file.fileno()).st_size, _LARGEST_HEADER + 1))
     except FileNotFoundError:
         raise BadInput(path, "no such file", "a WFDB header", "check the path and the copy of the dataset") from None
     except OSError as error:

@@ -3,6 +3,8 @@
 csfm data STORE[,STORE...]
 csfm data STORE --config=csfm_base --config.data.row_tokens=2048
 csfm data STORE --config=csfm_base --suggest
+csfm data overlap STORE STORE          whether two stores share subjects or signals (or one holds a recording twice)
+csfm data report STORE                 one HTML page to look at before training
 """
 
 import dataclasses
@@ -18,17 +20,29 @@ from data_pipelines.suggest import suggest
 
 
 def arguments(parser):
-    parser.add_argument("stores", help="a store, a folder of stores, or several separated by commas")
+    parser.add_argument("stores", nargs="+", help="a store, a folder of stores, or several separated by commas")
     parser.add_argument("--config", help="a config file or the name of a shipped one: prints its packing plan")
     parser.add_argument("--suggest", action="store_true", help="prints the row length, V and S for these windows")
+    parser.add_argument("--output", help="what overlap and report write: pairs.json, report.html")
     parser.add_argument("--split", choices=windows.SPLITS, default="train", help="whose windows are planned")
 
 
-def run(args) -> None:
+def run(args) -> int | None:
+    word, *places = args.stores
+    if word == "overlap":
+        from csfm_jax.commands import data_overlap
+
+        return data_overlap.run(places, args.output, configs.Config().data.verify)
+    if places:
+        raise BadInput(places[0], "a second place", "one; several separated by commas", "join them")
+    _describe_all(args)
+
+
+def _describe_all(args) -> None:
     if args.overrides and not args.config:
         raise BadInput(args.overrides[0], "no --config that it changes", "one", "add --config=NAME")
     config = configs.load(args.config, args.overrides) if args.config else configs.Config()
-    stores = open_stores(args.stores, config.data.verify)
+    stores = open_stores(args.stores[0], config.data.verify)
     for store in stores:
         print("\n".join(_describe(store)))
     if not (args.config or args.suggest):

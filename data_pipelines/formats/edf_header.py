@@ -211,6 +211,6 @@ def _date(text: str) -> date | None:
     try:
         if len(parts) == 3 and parts[1] in _MONTHS:
             return date(int(parts[2]), _MONTHS.index(parts[1]) + 1, int(parts[0]))
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     return None

@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import BadInput
-from data_pipelines.formats.sidecar import ChannelNote, Sidecar, find_sidecar, read_sidecar, recording_of, rows_of
+from data_pipelines.formats.sidecar import (
+    ChannelNote,
+    Sidecar,
+    as_signal,
+    find_sidecar,
+    read_sidecar,
+    recording_of,
+    rows_of,
+)
 from data_pipelines.recording import Channel, Recording
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -180,7 +188,7 @@ def _read_opensignals(path: Path) -> Recording:
             known = {"BVP": "PPG", "EEG": "EEG other", "EMG": "EMG other", "ECG": "ECG other", "RESPIRATION": "RESP",
                      "FSPO2": "PPG other" if channels else "PPG"}  # fmt: skip
             label = known.get(sensor.upper(), f"channel {len(channels) + 1}")
-            signal = _read(path, dataset, slice(None)).reshape(-1).astype(np.float32)
+            signal = as_signal(_read(path, dataset, slice(None)))
             channels.append(Channel(label, rate, "a.u.", signal))
     if not channels or not 0 < rate < 1e7:
         raise BadInput(path, "no raw channels", "OpenSignals channels", "export the recording again")

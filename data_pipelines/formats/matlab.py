@@ -1,16 +1,18 @@
 """MATLAB files of version 5: the layout of EPHNOGRAM, and any that a sidecar describes.
 
-SciPy reads them; its variables are listed first, so that compressed ones are bounded before they are inflated. Files of
-version 7.3 are HDF5, and read as such. Signals beside a WFDB header are read through the header.
+SciPy reads them, from memory and inflated here within bounds: from a file, or while it inflates, it allocates whatever
+length an element declares. Its variables are listed before one is loaded. Files of version 7.3 are HDF5, and read as
+such. Signals beside a WFDB header are read through the header.
 """
 
+import io
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.errors import BadInput
-from data_pipelines.formats.sidecar import find_sidecar, read_sidecar, recording_of, rows_of
+from data_pipelines.formats.sidecar import as_signal, find_sidecar, read_sidecar, recording_of, rows_of
 from data_pipelines.recording import Channel, Recording
 
 _MAGIC = b"MATLAB 5.0 MAT-file"
@@ -24,7 +26,7 @@ def recognises(path: Path, head: bytes) -> bool:
     if find_sidecar(path):
         return True
     try:
-        return {"ECG", "PCG", "fs"} <= set(_variables(path))
+        return {"ECG", "PCG", "fs"} <= set(_variables(path, _inflated(path)))
     except BadInput:
         return False
 
@@ -52,65 +54,78 @@ def read(path: str | Path, item: str = "") -> Recording:
     if rate.size != 1 or not 0 < float(rate.item()) < 1e7:
         raise BadInput(path, "a sampling rate fs that is none", "one number of Hz", "replace the file")
     channels = tuple(
-        Channel(name, float(rate.item()), "V", signal.reshape(-1).astype(np.float32))
-        for name, signal in (("ECG", ecg), ("PCG", pcg))
+        Channel(name, float(rate.item()), "V", as_signal(signal)) for name, signal in (("ECG", ecg), ("PCG", pcg))
     )
     return Recording(channels, subject=path.stem, study=path.stem, source="matlab")
 
 
-def _variables(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+def _variables(path: Path, content: io.BytesIO) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name -> (shape, class) of every variable, without their values."""
     from scipy.io import whosmat
 
-    _bounded(path)
     try:
-        return {name: (shape, kind) for name, shape, kind in whosmat(path)}
+        return {name: (shape, kind) for name, shape, kind in whosmat(content)}
     except Exception as error:  # SciPy's parser raises whatever comes to hand
-        found = f"a damaged MATLAB file ({type(error).__name__})"
-        raise BadInput(path, found, "a whole one", "replace it by the original") from None
+        raise _damaged(path, error) from None
 
 
 def _load(path: Path, names: list[str]) -> list[np.ndarray]:
     from scipy.io import loadmat
 
-    listed = _variables(path)
-    size = path.stat().st_size
+    content = _inflated(path)
+    size, listed = content.getbuffer().nbytes, _variables(path, content)
     for name in names:
         shape, kind = listed.get(name, ((), ""))
         if kind not in ("double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))):
             found = "no such variable" if name not in listed else f"a variable of class {kind}"
             raise BadInput(path, found, f"an array {name!r} of numbers", "correct the description")
-        if np.prod(shape, dtype=float) * 8 > _MOST_INFLATION * size + (1 << 16):
+        if not 0 < np.prod(shape, dtype=float) <= size:
             raise BadInput(path, "a variable out of all proportion to the file", "its samples", "replace the file")
+    content.seek(0)
     try:
-        values = loadmat(path, variable_names=names)
-        return [np.asarray(values[name]) for name in names]
+        values = loadmat(content, variable_names=names)
+        arrays = [np.asarray(values[name]) for name in names]
     except Exception as error:
-        found = f"a damaged MATLAB file ({type(error).__name__})"
-        raise BadInput(path, found, "a whole one", "replace it by the original") from None
+        raise _damaged(path, error) from None
+    if any(array.dtype.kind not in "iuf" for array in arrays):
+        raise BadInput(path, "complex numbers", "real ones", "correct the description")
+    return arrays
 
 
-def _bounded(path: Path) -> None:
-    """Goes through the top-level elements; compressed ones are inflated in pieces and counted, never kept."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        order = "little" if file.read(128)[126:128] == b"IM" else "big"
-        inflated = 0
-        while len(tag := file.read(8)) == 8:
-            kind, length = int.from_bytes(tag[:4], order), int.from_bytes(tag[4:], order)
-            if length > size:
-                raise BadInput(path, "an element longer than the file", "its samples", "replace the file")
-            if kind != 15:
-                file.seek(length, 1)
-                continue
-            stream, left = zlib.decompressobj(), length
-            while left and (piece := file.read(min(left, 1 << 16))):
-                left -= len(piece)
-                while piece:
-                    try:
-                        inflated += len(stream.decompress(piece, 1 << 20))
-                    except zlib.error:
-                        raise BadInput(path, "a damaged element", "a whole one", "replace the file") from None
-                    piece = stream.unconsumed_tail
-                    if inflated > _MOST_INFLATION * size:
-                        raise BadInput(path, "an element that inflates without end", "samples", "replace the file")
+def _damaged(path: Path, error: Exception) -> BadInput:
+    found = f"a damaged MATLAB file ({type(error).__name__})"
+    return BadInput(path, found, "a whole one", "replace it by the original")
+
+
+def _inflated(path: Path) -> io.BytesIO:
+    """The file with its compressed elements inflated; BadInput where that goes on for too long."""
+    out = io.BytesIO()
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            out.write(file.read(128))
+            order = "little" if out.getvalue()[126:128] == b"IM" else "big"
+            while len(tag := file.read(8)) == 8:
+                kind, length = int.from_bytes(tag[:4], order), int.from_bytes(tag[4:], order)
+                if length > size:
+                    raise BadInput(path, "an element longer than the file", "its samples", "replace the file")
+                if kind == 15:
+                    _inflate(path, file, length, out, _MOST_INFLATION * size)
+                else:
+                    out.write(tag + file.read(length))
+    except (OSError, zlib.error) as error:
+        raise _damaged(path, error) from None
+    out.seek(0)
+    return out
+
+
+def _inflate(path: Path, file, left: int, out: io.BytesIO, most: int) -> None:
+    stream = zlib.decompressobj()
+    while left and (piece := file.read(min(left, 1 << 16))):
+        left -= len(piece)
+        while piece:
+            out.write(stream.decompress(piece, 1 << 20))
+            piece = stream.unconsumed_tail
+            if out.tell() > most:
+                raise BadInput(path, "an element that inflates without end", "samples", "replace the file")

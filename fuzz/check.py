@@ -1,0 +1,116 @@
+"""What must hold of any bytes whatever: a recording or a BadInput, at once, in memory in proportion to the file."""
+
+import contextlib
+import importlib
+import math
+import resource
+import signal
+import time
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines import formats
+from data_pipelines.errors import BadInput
+from data_pipelines.recording import Recording
+
+MOST_SECONDS = 1.0  # of the process's own time: another process on the machine is no fault of the reader
+MOST_TIMES = 10  # bytes allocated for each byte of the recording's files
+FLOOR = 2 << 20  # bytes that any file may take: parsers' tables and buffers
+RESIDENT_FLOOR = 64 << 20  # of resident memory, which only ever grows and which C libraries share
+
+
+class Failed(Exception):
+    """What the reader did instead; the cause is attached where there is one."""
+
+
+class _Hung(BaseException):
+    """Raised by the timer; no `except Exception` of a reader may swallow it."""
+
+
+def check(reader: str, folder: Path, main: str) -> str:
+    """Reads one recording in every way that there is; "value" or "refused".
+
+    Args:
+        reader: name of the module in `data_pipelines.formats`. folder: holds the recording's files and nothing else.
+        main: the file to read.
+
+    Raises:
+        Failed: another exception, too much time or memory, or a recording that is none.
+    """
+    module, path = importlib.import_module(f"data_pipelines.formats.{reader}"), folder / main
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    try:
+        with _bounded(size), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            formats.find(folder)
+            _read(module, path)
+            return "value"
+    except BadInput as error:
+        if "\n" in str(error):
+            raise Failed("a message of several lines") from error
+        return "refused"
+    except Failed:
+        raise
+    except (Exception, _Hung) as error:
+        raise Failed(f"{type(error).__name__} in place of BadInput") from error
+
+
+def _read(module, path: Path) -> None:
+    known = formats.reader_of(path) is module
+    if hasattr(module, "parts"):
+        module.parts(path)
+    if hasattr(module, "person"):
+        assert isinstance(module.person(path), str)
+    items = module.items(path) if hasattr(module, "items") else [""]
+    for item in items[:2]:
+        if known and "#" not in item:
+            formats.read(f"{path}#{item}" if item else path)
+        _verify(module.read(path, item))
+
+
+def _verify(recording: Recording) -> None:
+    assert isinstance(recording, Recording) and recording.channels and recording.subject and recording.study
+    for channel in recording.channels:
+        assert channel.signal.dtype == np.float32 and channel.signal.ndim == 1
+        assert math.isfinite(channel.rate) and channel.rate > 0 and math.isfinite(channel.start)
+        assert not np.isinf(channel.signal).any()
+    assert all(math.isfinite(value) for value in recording.labels.values())
+    assert all(math.isfinite(event.time) and math.isfinite(event.seconds) for event in recording.events)
+
+
+@contextlib.contextmanager
+def _bounded(size: int):
+    """Time and memory of what is done inside; Failed where either is beyond its bound."""
+    most = max(MOST_TIMES * size, FLOOR)
+    own = not tracemalloc.is_tracing()
+    if own:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    before, resident = tracemalloc.get_traced_memory()[0], _resident()
+    handler = signal.signal(signal.SIGPROF, _ring)
+    begun = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
+        seconds, peak = time.process_time() - begun, tracemalloc.get_traced_memory()[1] - before
+        if own:
+            tracemalloc.stop()
+        if seconds > MOST_SECONDS:
+            raise Failed(f"{seconds:.1f} s of processor time")
+        if peak > most or _resident() - resident > most + RESIDENT_FLOOR:
+            grown = max(peak, _resident() - resident)
+            raise Failed(f"{grown} bytes allocated for {size} bytes of files")
+
+
+def _ring(number, frame) -> None:
+    raise _Hung
+
+
+def _resident() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -78,6 +78,8 @@ class DataConfig:
         row_tokens: T. row_visible: V; 0 = ceil of what the mask leaves visible of T. row_windows: S.
         seed: of starts, packing, row order and masks.
         workers: Grain worker processes; 0 reads in the training process.
+        quality_minimum: training windows of a lower mean quality (0 to 1, `quality.measure`) are skipped.
+        quality_weight: a training window is taken with its quality as the probability, drawn anew in each epoch.
         verify: "full" hashes every file of a store before use; "size" compares sizes and counts only.
     """
 
@@ -92,4 +94,6 @@ class DataConfig:
     row_windows: int = 8
     seed: int = 0
     workers: int = 0
+    quality_minimum: float = 0.0
+    quality_weight: bool = False
     verify: str = "full"

@@ -14,6 +14,7 @@ from data_pipelines.channel_names import ChannelCount, derive_leads
 from data_pipelines.datasets import Entry, Source
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import SPECS, PreparedRecording
+from data_pipelines.quality import Quality, measure
 from data_pipelines.recording import Recording
 from data_pipelines.store_writer import StoredRecording, StoreWriter
 from data_pipelines.subjects import anonymous, hashed, hashed_study, split_of
@@ -65,10 +66,13 @@ def write_shard(
     job.writer().write_shard(shard, _recordings(job, entries, notes, tell), notes)
 
 
-def prepare_recording(recording: Recording, *, spec: str, names: dict[str, str] | None = None) -> PreparedRecording:
-    """`preprocess.prepare` of a whole recording, with its own mains frequency."""
+def prepare_recording(
+    recording: Recording, *, spec: str, names: dict[str, str] | None = None
+) -> tuple[PreparedRecording, Quality]:
+    """`preprocess.prepare` of a whole recording, with its own mains frequency, and its quality as recorded."""
     channels = [(c.name, c.rate, c.unit, c.start, c.signal) for c in recording.channels]
-    return preprocess.prepare(channels, spec=SPECS[spec], mains=recording.mains, names=names)
+    prepared = preprocess.prepare(channels, spec=SPECS[spec], mains=recording.mains, names=names)
+    return prepared, measure(channels, prepared, recording.mains)
 
 
 def _recordings(job, entries, notes, tell) -> Iterator[StoredRecording]:
@@ -92,7 +96,7 @@ def _read(job: ShardJob, entry: Entry, study: str, count: ChannelCount):
         recording = job.source.read(entry)
         if job.derive:
             recording = derive_leads(recording)
-        prepared = prepare_recording(recording, spec=job.spec, names=job.names)
+        prepared, quality = prepare_recording(recording, spec=job.spec, names=job.names)
     except BadInput as error:
         return None, f"found {error.found}; expected {error.expected}"
     except OSError as error:
@@ -109,5 +113,5 @@ def _read(job: ShardJob, entry: Entry, study: str, count: ChannelCount):
     return StoredRecording(
         subject, study, entry.split or split_of(job.key, people, entry.subject), prepared,
         report=recording.report if job.keep_reports else None, labels=recording.labels, events=recording.events,
-        derived=any(channel.derived for channel in recording.channels),
+        derived=any(channel.derived for channel in recording.channels), quality=quality,
     ), None  # fmt: skip

@@ -8,6 +8,8 @@ A store is a folder:
     labels.parquet      one float32 column a label, rows as in the index, NaN = not labelled
     quarantine.jsonl    what could not be read: hashed study, ordinal in the source's list, reason
     shards/shard-00000-of-00004.array_record
+    quality/...         one Parquet file a shard: (recording in the shard, channel, segment of ten seconds) and, as 0 to
+                        255, what `quality.MEASURES` says of it
     reports.parquet     only where reports are kept: (recording, text)
     events.parquet      only where there are any: (recording, time, seconds, code), beats, stages, apnoeas
     tokenizer.json      only where reports are kept: the vocabulary trained on train subjects' reports
@@ -28,6 +30,7 @@ import numpy as np
 
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import INVALID, SPECS, Spec
+from data_pipelines.quality import MEASURES
 from data_pipelines.signals import modality_of
 from data_pipelines.store_format import (
     CHUNK_SECONDS,
@@ -36,6 +39,7 @@ from data_pipelines.store_format import (
     check_spec,
     chunk_samples,
     open_reader,
+    quality_name,
     read_manifest,
     shard_name,
     verify_file,
@@ -184,6 +188,21 @@ class Store:
             return {name: np.zeros(0, kind) for name, kind in zip(("recording", "time", "seconds", "code"), "ifff")}
         table = _parquet(self.path / "events.parquet")
         return {name: table[name].to_numpy() for name in table.column_names}
+
+    def quality(self) -> dict[str, np.ndarray]:
+        """Columns "recording" (row of the index), "channel", "segment" and, uint8 for 0 to 1, `quality.MEASURES`.
+
+        Empty arrays where the store was written without.
+        """
+        first = np.searchsorted(self.index.shard, np.arange(self.manifest["shards"]))
+        parts = []
+        for shard in range(self.manifest["shards"]):
+            if (name := quality_name(shard, self.manifest["shards"])) in self.manifest["files"]:
+                table = _parquet(self.path / name)
+                columns = {column: table[column].to_numpy() for column in table.column_names}
+                parts.append(columns | {"recording": columns["recording"] + np.int32(first[shard])})
+        names = ("recording", "channel", "segment", *MEASURES)
+        return {n: np.concatenate([part[n] for part in parts]) if parts else np.zeros(0, np.uint8) for n in names}
 
     def labels(self) -> dict[str, np.ndarray]:
         """Label name -> float32 [recordings], NaN = not labelled."""

@@ -37,6 +37,10 @@ def shard_name(shard: int, shards: int) -> str:
     return f"shards/shard-{shard:05d}-of-{shards:05d}.array_record"
 
 
+def quality_name(shard: int, shards: int) -> str:
+    return f"quality/quality-{shard:05d}-of-{shards:05d}.parquet"
+
+
 def vocabulary_digest(channels: int) -> str:
     """SHA-256 of the first so many rows of the channel vocabulary (which may only grow at its end)."""
     return hashlib.sha256("\n".join(f"{c.name}|{c.modality}" for c in CHANNELS[:channels]).encode()).hexdigest()

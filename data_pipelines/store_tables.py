@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.quality import MEASURES, Quality
 from data_pipelines.signals import modality_of
 from data_pipelines.store import SPLITS
 from data_pipelines.store_format import INDEX_SCHEMA
@@ -101,6 +102,32 @@ class EventTable:
     def columns(self, rows: list[dict], first: int) -> dict:
         found = [(first + i, *event) for i, row in enumerate(rows) for event in sorted(row["events"])]
         return {name: [event[i] for event in found] for i, name in enumerate(self.types)}
+
+
+def write_quality(path: Path, qualities: list[tuple[int, Quality]]) -> int:
+    """Writes one shard's quality: a row a channel and segment; recordings count from the shard's first.
+
+    Args:
+        qualities: (recording, its quality) in order.
+
+    Returns:
+        The number of rows.
+    """
+    columns: dict[str, list] = {"recording": [], "channel": [], "segment": []}
+    for recording, quality in qualities:
+        channels, segments, _ = quality.table.shape
+        columns["recording"].append(np.full(channels * segments, recording, np.int32))
+        columns["channel"].append(np.repeat(quality.channels.astype(np.int16), segments))
+        columns["segment"].append(np.tile(np.arange(segments, dtype=np.int32), channels))
+    values = np.concatenate([quality.table.reshape(-1, len(MEASURES)) for _, quality in qualities])
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()} | dict(zip(MEASURES, values.T.copy()))
+    types = {"recording": "int32", "channel": "int16", "segment": "int32"} | dict.fromkeys(MEASURES, "uint8")
+    writer = TableWriter(path, types)
+    try:
+        writer.add(joined)
+        return writer.close()
+    finally:
+        writer.abandon()
 
 
 class TableWriter:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import PreparedRecording, Spec
+from data_pipelines.quality import Quality
 from data_pipelines.recording import Event
 from data_pipelines.signals import CHANNELS, modality_of
 from data_pipelines.store import Store
@@ -32,11 +33,20 @@ from data_pipelines.store_format import (
     chunk_count,
     file_sha256,
     manifest_bytes,
+    quality_name,
     record_count,
     shard_name,
     vocabulary_digest,
 )
-from data_pipelines.store_tables import EventTable, IndexTable, LabelTable, Merged, ReportTable, TableWriter
+from data_pipelines.store_tables import (
+    EventTable,
+    IndexTable,
+    LabelTable,
+    Merged,
+    ReportTable,
+    TableWriter,
+    write_quality,
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class StoredRecording:
     labels: dict[str, float] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     derived: bool = False
+    quality: Quality | None = None
 
 
 class StoreWriter:
@@ -127,14 +138,21 @@ class StoreWriter:
             OSError: ENOSPC where the disk is full; finished shards stay.
         """
         rows: list[dict] = []
+        qualities: list[tuple[int, Quality]] = []
         files: dict[str, dict] = {}
         temporary = self.work / f"writing-{shard:05d}-{uuid.uuid4().hex}"  # machines that share a disk share no pids
         try:
-            count = _write_records(temporary, _chunks(recordings, rows))
+            count = _write_records(temporary, _chunks(recordings, rows, qualities))
             if rows:
                 name = shard_name(shard, self.shards)
                 files[name] = {"size": temporary.stat().st_size, "sha256": file_sha256(temporary), "count": count}
                 os.replace(temporary, self.path / name)
+            if len(qualities):
+                (self.path / "quality").mkdir(exist_ok=True)
+                name = quality_name(shard, self.shards)
+                count = write_quality(self.path / name, qualities)
+                file = self.path / name
+                files[name] = {"size": file.stat().st_size, "sha256": file_sha256(file), "count": count}
             part = {"files": files, "rows": rows, "notes": notes or {}}
             body = json.dumps(part).encode()
             write_file(self._part_path(shard), body + b"\n" + hashlib.sha256(body).hexdigest().encode())
@@ -234,8 +252,8 @@ def compare_plans(path: Path, found: dict, expected: dict) -> None:
         )
 
 
-def _chunks(recordings, rows):
-    """Yields each recording's records, and appends its row once they are out."""
+def _chunks(recordings, rows, qualities):
+    """Yields each recording's records, and appends its row and its quality once they are out."""
     first = 0
     for r in recordings:
         milliseconds, channels = r.prepared.milliseconds, [int(c) for c in r.prepared.channels]
@@ -244,6 +262,8 @@ def _chunks(recordings, rows):
         for i in range(chunks):
             parts = (s[i * n : (i + 1) * n].astype("<i2", copy=False) for s, n in zip(r.prepared.samples, spans))
             yield b"".join(p.tobytes() for p in parts)
+        if r.quality is not None:
+            qualities.append((len(rows), r.quality))
         rows.append(
             {
                 "subject": r.subject,

@@ -13,6 +13,7 @@ import numpy as np
 from data_pipelines import masking
 from data_pipelines.config import DataConfig, TokenConfig
 from data_pipelines.errors import BadInput
+from data_pipelines.quality import window_quality
 from data_pipelines.signals import CHANNELS, CSFM_CHANNELS, MODALITIES
 
 GRID = 25  # starts per second
@@ -31,7 +32,7 @@ class EpochWindows:
         seconds: float32, length.
         signal_tokens, text_tokens: int32, upper bounds. tokens: with CLS. visible: what may stay visible, with CLS.
         group: int32, ascending; windows of one group share a row.
-        skipped: reason -> recordings that gave no window.
+        skipped: what was passed over -> how many: recordings that gave no window, windows by their quality.
     """
 
     store: np.ndarray
@@ -116,6 +117,8 @@ def check(tokens: TokenConfig, data: DataConfig) -> None:
     for name, value, bound in [*bounds, ("tokens.text_length", tokens.text_length, 0)]:
         if value < bound:
             raise BadInput(f"config.{name}", str(value), f"{bound} or more", "correct the config")
+    if not 0 <= data.quality_minimum < 1:
+        raise BadInput("config.data.quality_minimum", f"{data.quality_minimum:g}", "0 to below 1", "correct the config")
     window = data.window
     if not 0 < window.minimum_seconds <= window.seconds:
         raise BadInput(
@@ -142,7 +145,7 @@ def epoch_windows(
     """The windows of one epoch.
 
     Args:
-        stores: `store.Store`s; only `.name` and `.index` are used.
+        stores: `store.Store`s; only `.name`, `.index` and, if the config asks for it, `.quality()` are used.
         tokens, data: what is read and how much of it.
         split: "train", "validation" or "test"; windows of other subjects never appear.
         epoch: with `data.seed`, decides starts and the fractional part of mixture weights.
@@ -160,19 +163,23 @@ def epoch_windows(
             "names of " + ", ".join(sorted({store.name for store in stores})),
             "correct the name or remove the weight",
         )
-    skipped = {"shorter than the minimum": 0, "no channel of the config": 0}
+    skipped = {"recordings shorter than the minimum": 0, "recordings without a channel of the config": 0}
+    skipped |= {"windows of too little quality": 0, "windows not drawn, by their quality": 0}
     parts = []
     for position, store in enumerate(stores):
         counts = None if text_counts is None else text_counts[position]
         weight = data.weights.get(store.name, 1.0)
         if weight == 0:
             continue
-        parts += _store_windows(store.index, position, weight, tokens, data, split, epoch, counts, skipped)
+        tables = _store_windows(store.index, position, weight, tokens, data, split, epoch, counts, skipped)
+        if split == "train" and (data.quality_minimum or data.quality_weight):  # evaluation leaves nothing out
+            tables = _good_enough(store, tables, data, epoch, position, skipped)
+        parts += tables
     columns = [np.concatenate(column) if parts else np.zeros(0) for column in zip(*parts)]
     if not parts or not len(columns[0]):
         raise BadInput(
             "config.data",
-            f"no window of {split} subjects ({', '.join(f'{n} recordings {why}' for why, n in skipped.items())})",
+            f"no window of {split} subjects ({', '.join(f'{n} {what}' for what, n in skipped.items())})",
             "at least one",
             "check the stores with `csfm data`, data.weights, data.window.minimum_seconds and tokens.modalities",
         )
@@ -190,8 +197,8 @@ def _store_windows(index, position, weight, tokens, data, split, epoch, text_cou
     long_enough = seconds >= np.float32(window.minimum_seconds)
     length = np.minimum(seconds, np.float32(window.seconds))
     signal = signal_tokens(index, length, tokens)
-    skipped["shorter than the minimum"] += int(np.count_nonzero(ours & ~long_enough))
-    skipped["no channel of the config"] += int(np.count_nonzero(ours & long_enough & (signal == 0)))
+    skipped["recordings shorter than the minimum"] += int(np.count_nonzero(ours & ~long_enough))
+    skipped["recordings without a channel of the config"] += int(np.count_nonzero(ours & long_enough & (signal == 0)))
     taken = np.flatnonzero(ours & long_enough & (signal > 0)).astype(np.int32)
     milliseconds = np.asarray(index.milliseconds, np.int64)  # what float32 cannot say of a recording of days
     each = np.floor(milliseconds[taken] / 1000 / window.seconds + 1e-6)
@@ -224,6 +231,25 @@ def _store_windows(index, position, weight, tokens, data, split, epoch, text_cou
             )
         )
     return tables
+
+
+def _good_enough(store, tables, data, epoch, position, skipped):
+    """The tables without windows of too little quality, or with windows drawn by it."""
+    measured = store.quality()
+    rows = measured["recording"], measured["segment"], measured["quality"]
+    kept = []
+    for turn, table in enumerate(tables):
+        _, recording, start, seconds, _, _ = table
+        score = window_quality(*rows, store.index.milliseconds, recording, start, seconds)
+        taken = score >= data.quality_minimum
+        skipped["windows of too little quality"] += int(np.count_nonzero(~taken))
+        if data.quality_weight:
+            rng = np.random.Generator(np.random.PCG64([0x9A11, data.seed, epoch, position, turn]))
+            drawn = rng.random(len(score), dtype=np.float32) < score
+            skipped["windows not drawn, by their quality"] += int(np.count_nonzero(taken & ~drawn))
+            taken &= drawn
+        kept.append(tuple(column[taken] for column in table))
+    return kept
 
 
 def _starts(milliseconds, length, each, rank, random_start, rng):

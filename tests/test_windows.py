@@ -62,7 +62,9 @@ def test_counts_lengths_and_starts(seconds, length, least, most, random_start, e
         np.testing.assert_allclose(start * GRID, np.round(start * GRID), atol=1e-3)
         if not random_start:
             np.testing.assert_allclose(start, np.arange(mine.sum()) * min(length, total), atol=1 / GRID + 1e-4)
-    assert table.skipped["shorter than the minimum"] == sum(np.float32(s) < np.float32(least * length) for s in seconds)
+    assert table.skipped["recordings shorter than the minimum"] == sum(
+        np.float32(s) < np.float32(least * length) for s in seconds
+    )
 
 
 def test_starts_change_with_the_epoch_and_cover_the_recording():
@@ -128,7 +130,7 @@ def test_sizes_with_text():
 def test_channels_that_the_config_leaves_out():
     store = fake_store([10.0] * 4, [0, 1, 2, 3])
     table = take([store])
-    assert set(table.recording) == {0, 1, 2} and table.skipped["no channel of the config"] == 1
+    assert set(table.recording) == {0, 1, 2} and table.skipped["recordings without a channel of the config"] == 1
     assert set(take([store], tokens=TokenConfig(modalities=("ppg",))).recording) == {1, 2}
     csfm = used_channels(TokenConfig(modalities=("ecg", "ppg"), channels="csfm"))
     assert list(np.flatnonzero(csfm)) == list(range(1, 14))

@@ -99,7 +99,7 @@ def _describe_windows(table, stores, tokens, split) -> list[str]:
             count += int(windows.signal_tokens(store.index, length, only)[recording].sum(dtype=np.int64))
         by_modality[name] = count
     shares = ", ".join(f"{name} {n} ({n / total:.1%})" for name, n in by_modality.items() if n)
-    skipped = ", ".join(f"{n} recordings {why}" for why, n in table.skipped.items() if n)
+    skipped = ", ".join(f"{n} {what}" for what, n in table.skipped.items() if n)
     return [
         f"windows of {split} subjects, first epoch",
         f"  windows      {len(table)}" + (f"; skipped {skipped}" if skipped else ""),

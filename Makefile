@@ -1,6 +1,7 @@
 # make demo                      pretrain on a simulated cohort, resume, evaluate, draw, export
 # make demo RECORDINGS=FOLDER    the same on your own recordings
 # make test                      every test; PYTHON=python3.12 picks another interpreter
+# make fuzz                      100,000 damaged files through every reader; FUZZ=--inputs=1000 for fewer
 # make bench                     the figures of docs/benchmarks.md
 PYTHON ?= python3
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
@@ -12,7 +13,7 @@ DEMO := runs/demo$(if $(RECORDINGS),-recordings)
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: install demo test bench lint clean
+.PHONY: install demo test bench fuzz lint clean
 
 install: $(VENV)/.installed
 
@@ -37,6 +38,9 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m fuzz $(FUZZ)
 
 clean:
 	rm -rf .venv .venv-* runs build *.egg-info

@@ -17,6 +17,10 @@ from data_pipelines.recording import Channel, Recording
 
 _MAGIC = b"MATLAB 5.0 MAT-file"
 _MOST_INFLATION = 100
+_COMPRESSED, _MATRIX = 15, 14
+# types of a matrix's first parts (flags, dimensions, name) and of numbers; classes of arrays
+_FIRST_PARTS, _NUMBER_TYPES = [6, 5, 1], {1, 2, 3, 4, 5, 6, 7, 9, 12, 13}
+_NUMERIC_CLASSES, _OPAQUE = range(6, 16), 17
 
 
 def recognises(path: Path, head: bytes) -> bool:
@@ -110,14 +114,47 @@ def _inflated(path: Path) -> io.BytesIO:
                 kind, length = int.from_bytes(tag[:4], order), int.from_bytes(tag[4:], order)
                 if length > size:
                     raise BadInput(path, "an element longer than the file", "its samples", "replace the file")
-                if kind == 15:
+                if kind == _COMPRESSED:
                     _inflate(path, file, length, out, _MOST_INFLATION * size)
                 else:
                     out.write(tag + file.read(length))
     except (OSError, zlib.error) as error:
         raise _damaged(path, error) from None
+    _check_elements(path, out.getbuffer(), order)
     out.seek(0)
     return out
+
+
+def _check_elements(path: Path, content: memoryview, order: str) -> None:
+    """BadInput where an element, or a part of a matrix, is longer than what it is in, or of an unknown type.
+
+    SciPy allocates what a length says and looks an unknown type up beyond its table: the process ends there.
+    """
+    at = 128
+    while at + 8 <= len(content):
+        kind, length = (int.from_bytes(content[at + i : at + i + 4], order) for i in (0, 4))
+        end = at + 8 + length
+        if end > len(content) or (kind == _MATRIX and not _sound(content, at + 8, end, order)):
+            raise BadInput(path, "an element that is not as its length or type says", "samples", "replace the file")
+        at = end
+
+
+def _sound(content: memoryview, part: int, end: int, order: str) -> bool:
+    """Whether a matrix has flags, dimensions, a name, and numbers if its class is a numeric one, all inside it."""
+    kinds, numeric, opaque = [], False, False
+    while part + 8 <= end:
+        kind, length = (int.from_bytes(content[part + i : part + i + 4], order) for i in (0, 4))
+        small = kind >> 16  # up to four bytes stand in the tag itself, with their number in its upper half
+        if small > 4:
+            return False
+        if not kinds:
+            class_ = int.from_bytes(content[part + 8 : part + 12], order) & 0xFF
+            numeric, opaque = class_ in _NUMERIC_CLASSES, class_ == _OPAQUE
+        kinds.append(kind & 0xFFFF)
+        part += 8 if small else 8 + length + -length % 8
+    if part > end + 7 or kinds[:1] != _FIRST_PARTS[:1]:
+        return False
+    return opaque or (kinds[:3] == _FIRST_PARTS and (not numeric or set(kinds[3:]) <= _NUMBER_TYPES))
 
 
 def _inflate(path: Path, file, left: int, out: io.BytesIO, most: int) -> None:

@@ -1,0 +1,99 @@
+"""A small part of `make fuzz`, and that the fuzzer sees what it is there to see."""
+
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from data_pipelines import formats
+from data_pipelines.errors import BadInput
+
+pytest.importorskip("h5py", reason="the extra [formats] is not installed")
+pytest.importorskip("pydicom", reason="the extra [formats] is not installed")
+
+from fuzz import campaign, check  # noqa: E402
+from fuzz.seeds import Seed, seeds  # noqa: E402
+
+INPUTS = 200
+
+
+def test_every_reader_has_seeds():
+    assert set(seeds()) == set(formats.READERS)
+
+
+# HDF5's library itself hangs on a few damaged files: `make fuzz` reads those in a process of their own
+@pytest.mark.parametrize("reader", [name for name in formats.READERS if name != "hdf5"])
+def test_damaged_files_give_a_recording_or_bad_input(tmp_path, reader):
+    group = seeds()[reader]
+    campaign.warm(reader, group, tmp_path)
+    outcomes = [campaign.one(reader, group, number, 1, tmp_path) for number in range(INPUTS)]
+    assert {"value", "refused"} == set(outcomes)
+
+
+def test_damaged_hdf5_files_in_a_process_of_their_own(tmp_path):
+    counts = campaign.run_share("hdf5", range(INPUTS), 1, tmp_path)
+    assert counts["value"] and counts["refused"] and not counts["failed"]
+
+
+def test_the_same_number_is_the_same_input(tmp_path):
+    import random
+
+    from fuzz.mutate import damaged
+
+    (first, *_) = seeds()["edf"]
+    one, two = (damaged(first, random.Random("0:edf:7")) for _ in range(2))
+    assert one == two != first.files
+
+
+def raises(path, item=""):
+    raise KeyError("x")
+
+
+def hangs(path, item=""):
+    while True:
+        try:
+            for _ in range(1000):
+                pass
+        except Exception:  # as careless readers do
+            pass
+
+
+def allocates(path, item=""):
+    return np.zeros(10 << 20, np.uint8)
+
+
+def several_lines(path, item=""):
+    raise BadInput(path, "two\nlines", "one", "x")
+
+
+@pytest.mark.parametrize(
+    ("read", "says"),
+    [(raises, "KeyError in place"), (hangs, "processor time"), (allocates, "allocated"),
+     (several_lines, "several lines"), (lambda path, item="": None, "AssertionError")],
+)  # fmt: skip
+def test_the_check_sees_what_a_reader_must_not_do(tmp_path, monkeypatch, read, says):
+    module = types.SimpleNamespace(read=read)
+    monkeypatch.setitem(sys.modules, "data_pipelines.formats.broken", module)
+    monkeypatch.setattr(check, "MOST_SECONDS", 0.2)
+    (tmp_path / "x").write_bytes(b"1")
+    with pytest.raises(check.Failed, match=says):
+        check.check("broken", tmp_path, "x")
+
+
+def test_failures_are_kept_and_a_reader_that_kills_its_process_costs_one_input(tmp_path, monkeypatch):
+    seed = Seed("x", {"x": b"1"}, 1)
+    campaign.place(seed, seed.files, tmp_path)
+    try:
+        raise check.Failed("reason")
+    except check.Failed as failed:
+        campaign.keep("wav", 3, tmp_path, tmp_path.parent / "out", failed)
+    kept = tmp_path.parent / "out" / "wav-3"
+    assert (kept / "x").read_bytes() == b"1" and "reason" in (kept / "why.txt").read_text()
+
+
+def test_the_command(tmp_path):
+    command = [sys.executable, "-m", "fuzz", "--only=wav:5", f"--output={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("value", "refused")

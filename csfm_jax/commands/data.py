@@ -33,6 +33,10 @@ def run(args) -> int | None:
         from csfm_jax.commands import data_overlap
 
         return data_overlap.run(places, args.output, configs.Config().data.verify)
+    if word == "report":
+        from csfm_jax.commands import data_report
+
+        return data_report.run(places, args.output, configs.Config().data.verify)
     if places:
         raise BadInput(places[0], "a second place", "one; several separated by commas", "join them")
     _describe_all(args)

@@ -1,0 +1,24 @@
+"""One HTML page with pictures of what stores hold: to be looked at before any accelerator hour is spent."""
+
+import os
+from pathlib import Path
+
+from data_pipelines.errors import BadInput
+from data_pipelines.store import open_stores
+
+
+def run(places: list[str], output: str | None, verify: str) -> None:
+    from csfm_jax.reporting.facts import gather
+    from csfm_jax.reporting.page import render
+
+    if len(places) != 1:
+        raise BadInput("csfm data report", f"{len(places)} places", "one; several separated by commas", "join them")
+    path = Path(output or "report.html")
+    if path.suffix != ".html":
+        raise BadInput("--output", "a name that does not end in .html", "one that does", "choose such a name")
+    page = render([gather(store) for store in open_stores(places[0], verify)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    print(f"wrote {path} ({len(page) / 1e6:.1f} MB)")

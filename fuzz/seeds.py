@@ -1,5 +1,6 @@
 """Small valid files of every reader, which the fuzzer damages; made here, never copied from anyone's recordings."""
 
+import functools
 import io
 import json
 import struct
@@ -19,6 +20,7 @@ class Seed:
     head: int
 
 
+@functools.cache
 def seeds() -> dict[str, tuple[Seed, ...]]:
     """The valid recordings of each reader of `formats.READERS`."""
     return {

@@ -23,7 +23,7 @@ def test_every_reader_has_seeds():
     assert set(seeds()) == set(formats.READERS)
 
 
-# HDF5's library itself hangs on a few damaged files: `make fuzz` reads those in a process of their own
+# HDF5's library has ways of its own to end or to stop a process: there it costs one input, here it would cost pytest
 @pytest.mark.parametrize("reader", [name for name in formats.READERS if name != "hdf5"])
 def test_damaged_files_give_a_recording_or_bad_input(tmp_path, reader):
     group = seeds()[reader]
@@ -82,7 +82,7 @@ def test_the_check_sees_what_a_reader_must_not_do(tmp_path, monkeypatch, read, s
         check.check("broken", tmp_path, "x")
 
 
-def test_failures_are_kept_and_a_reader_that_kills_its_process_costs_one_input(tmp_path, monkeypatch):
+def test_failures_are_kept(tmp_path):
     seed = Seed("x", {"x": b"1"}, 1)
     campaign.place(seed, seed.files, tmp_path)
     try:

@@ -98,6 +98,38 @@ def test_matlab_that_inflates_or_holds_no_numbers(tmp_path):
     refused(path, "inflates without end")
 
 
+def test_hdf5_heap_that_never_ends(tmp_path):
+    """The library would go round for ever, in C, where no timer reaches it."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        device = file.create_group("00:07:80")
+        device.attrs["sampling rate"] = 1000
+        raw = device.create_dataset("raw/channel_1", data=np.arange(200, dtype=np.uint16)[:, None])
+        raw.attrs["sensor"] = "ECG"
+    assert data_pipelines.read(path).channels[0].name == "ECG other"
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL")
+    free = heap + 16 + 24  # after the one object, whose text takes 8 bytes
+    assert content[free : free + 2] == b"\0\0"
+    content[free + 8 : free + 16] = bytes(8)
+    path.write_bytes(content)
+    refused(path, "heap of texts without an end")
+
+
+def test_matlab_elements_that_would_end_the_process_or_take_the_memory(tmp_path):
+    path = describe(tmp_path / "x.mat", dataset="val", channels=["II"])
+    scipy.io.savemat(path, {"val": np.arange(100, dtype=np.int16)[:, None]})
+    good = path.read_bytes()
+    name = good.index(b"val") - 4
+    for at, value in ((name + 8, 0), (name + 8, 200), (name, 5), (name + 12, 1 << 26), (132, 1 << 20), (144, 0x0A11)):
+        content = bytearray(good)
+        content[at : at + 4] = value.to_bytes(4, "little")
+        path.write_bytes(content)
+        refused(path, "length or type|longer than|class|no such variable|damaged")
+    path.write_bytes(good)
+    assert len(data_pipelines.read(path).channels[0].signal) == 100
+
+
 @pytest.mark.parametrize(
     ("at", "value", "found"),
     [(22, b"\x00\x00", "encoding"), (24, bytes(4), "encoding"), (20, b"\x55\x00", "encoding 85"),

@@ -5,6 +5,7 @@ links, filters and chunks declare is compared with what is stored before anythin
 """
 
 import contextlib
+import mmap
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -176,8 +177,30 @@ def _without_padding(signals: list[np.ndarray]) -> list[np.ndarray]:
     return [signal[there[0] : there[-1] + 1] for signal in signals]
 
 
+def _sound_heaps(path: Path) -> bool:
+    """Whether the objects of each global heap, where texts of any length are, get to its end.
+
+    HDF5's library goes through them for ever where one takes no room (File Format Specification III.E).
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        heap = content.find(b"GCOL")
+        while heap >= 0:
+            end = min(heap + int.from_bytes(content[heap + 8 : heap + 16], "little"), len(content))
+            at = heap + 16
+            while at + 16 <= end:
+                index, size = (int.from_bytes(content[at + i : at + j], "little") for i, j in ((0, 2), (8, 16)))
+                # object 0 is the free room, its own header included
+                if size > len(content) or (index == 0 and size < 16):
+                    return False
+                at += size if index == 0 else 16 + size + -size % 8
+            heap = content.find(b"GCOL", heap + 4)
+    return True
+
+
 def _read_opensignals(path: Path) -> Recording:
     """One device's raw channels, in counts of its converter: the transfer function depends on the sensor model."""
+    if not _sound_heaps(path):
+        raise BadInput(path, "a heap of texts without an end", "a whole file", "replace it by the original")
     with _opened(path) as file:
         device = file[next(iter(file))]
         rate = float(device.attrs["sampling rate"])

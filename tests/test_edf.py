@@ -230,6 +230,13 @@ def test_a_truncated_file_is_refused(tmp_path):
             data_pipelines.read(path)
 
 
+def test_a_file_longer_than_it_declares_is_refused(tmp_path):
+    path = write(tmp_path / "x.edf", signal(100, "II"))
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(BadInput, match="as the header declares"):
+        data_pipelines.read(path)
+
+
 @given(st.binary(max_size=1024), st.integers(0, 10**9))
 def test_any_bytes_give_a_header_or_bad_input(content, size):
     for magic in (b"", b"0       "):

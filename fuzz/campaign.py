@@ -100,6 +100,7 @@ def run_share(reader: str, numbers: range, seed: int, output: Path) -> collectio
                 done = False
             if done:
                 return counts
+            process.join(1)  # one that died may not be known to have done so yet
             hung = process.is_alive()
             process.kill()
             process.join()

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("packing", "reading", "million")
+BENCHMARKS = ("packing", "reading", "wfdb_reader", "preprocessing", "million")
 
 
 def main() -> None:

@@ -29,7 +29,12 @@ def invalid_spans(x: np.ndarray, rate: float, rule) -> np.ndarray:
             bad |= (x < rule.plausible[0]) | (x > rule.plausible[1])
         if rule.unit != "a.u.":
             largest = LARGEST * rule.step
-            for row, wrong in zip(x, bad):
+            # a reduction over NaN is NaN, hence no "yes" here: such rows are looked at one by one
+            tame = x.max(axis=1) - x.min(axis=1) <= largest
+            if rule.low is None:
+                tame &= np.abs(x).max(axis=1) <= largest
+            for i in np.flatnonzero(~tame):
+                row, wrong = x[i], bad[i]
                 good = row[~wrong]
                 if (
                     good.size
@@ -59,6 +64,8 @@ def _runs(same: np.ndarray, least: int) -> np.ndarray:
 
 def bridge(x, bad):
     """Replaces invalid samples in place by a straight line between their valid neighbours (constant at the ends)."""
+    if not bad.any():
+        return
     for row, wrong in zip(x, bad):
         if wrong.any():
             good = np.flatnonzero(~wrong)
@@ -69,6 +76,8 @@ def carry_spans(bad, rate, offset, count, target, widen):
     """Invalid spans at the native rate -> at `target`, each end moved out by a sample of either rate plus `widen` s."""
     out = np.zeros((len(bad), count), bool)
     margin = 1 / rate + 1 / target + widen
+    if not bad.any():
+        return out
     for row, wrong in zip(out, bad):
         if not wrong.any():
             continue
@@ -102,7 +111,9 @@ def _reflected(x, pad):
     # Even, not SciPy's odd reflection: odd pins the ends to zero after a high-pass. On 10-s crops of real recordings
     # the error of the first and last half second, against filtering the whole, is 0.11 of a deviation instead of 0.19
     # to 0.27 (ECG) and 0.18 instead of 0.54 (PPG).
-    return np.pad(x, ((0, 0), (pad, pad)), mode="reflect")
+    if pad >= x.shape[1]:  # reflected more than once
+        return np.pad(x, ((0, 0), (pad, pad)), mode="reflect")
+    return np.concatenate((x[:, pad:0:-1], x, x[:, -2 : -pad - 2 : -1]), axis=1)  # a third of what `np.pad` takes
 
 
 @lru_cache(maxsize=64)
@@ -142,7 +153,7 @@ def resample(x: np.ndarray, rate: float, target: float, first: float, count: int
     if up == down == 1 and shift == 0.0:
         lead, tail = max(0, -whole), max(0, whole + count - x.shape[1])
         return np.pad(x, ((0, 0), (lead, tail)))[:, whole + lead : whole + lead + count]
-    kernel, centre = _kernel(up, down, shift, spec.kernel_lobes, spec.kernel_beta)
+    kernel, centre = resampling_kernel(up, down, shift, spec.kernel_lobes, spec.kernel_beta)
     # output k is the convolution at whole + k * down + centre; zeros before the kernel put that on upfirdn's grid,
     # zeros before x make a position before its first sample a positive one
     lead = max(0, -(-(-whole - centre) // up))
@@ -164,7 +175,7 @@ def _ratio(rate, target, first):
 
 
 @lru_cache(maxsize=32)
-def _kernel(up, down, shift, lobes, beta):
+def resampling_kernel(up, down, shift, lobes, beta):
     """Kaiser-windowed sinc on the upsampled grid, read `shift` grid steps late; (taps, index of centre)."""
     widest = max(up, down)
     half = lobes * widest

@@ -217,12 +217,13 @@ def prepare(
     for rule, rate, start, rows in _bounded(groups):
         x = np.stack([np.asarray(channels[i][4], np.float64) * reports[i].pop("factor") for i in rows])
         samples, done, reasons = _prepare_group(x, rate, start, milliseconds * rule.rate // 1000, rule, spec, mains)
+        invalid = np.mean(samples == INVALID, axis=1)
         for row, i in enumerate(rows):
             reports[i]["done"] = done
             if reasons[row]:
                 reports[i].update(status="dropped", reason=reasons[row])
                 continue
-            reports[i].update(status="kept", invalid=float(np.mean(samples[row] == INVALID)))
+            reports[i].update(status="kept", invalid=float(invalid[row]))
             made[CHANNEL_ID[reports[i]["channel"]]] = samples[row]
     ids = sorted(made)
     return PreparedRecording(np.array(ids, np.int32), [made[i] for i in ids], milliseconds / 1000, reports)
@@ -307,7 +308,8 @@ def _prepare_group(x, rate, start, length, rule, spec, mains):
     out = np.full((len(x), length), INVALID)
     counts = np.rint(y / rule.step)
     bad |= ~(np.abs(counts) <= LARGEST)
-    out[:, first : first + y.shape[1]] = np.where(bad, INVALID, np.where(bad, 0.0, counts).astype(np.int16))
+    counts[bad] = INVALID
+    out[:, first : first + y.shape[1]] = counts
     valid = (~bad).sum(axis=1)
     return out, done, [r or (None if v else "flat or invalid throughout") for r, v in zip(reasons, valid)]
 

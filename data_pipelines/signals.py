@@ -7,6 +7,7 @@ CSFM in its own order (Gu et al. 2026, `network/model.py`), so its published tab
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ _EEG_RENAMED = {"t7": "t3", "t8": "t4", "p7": "t5", "p8": "t6", "m1": "a1", "m2"
 _EEG_REFERENCES = ("-ref", "-le", "-avg", "-av", "-ar", " ref")
 
 
+@lru_cache(maxsize=4096)
 def standard_name(name: str, unit: str) -> str | None:
     """Maps a recorded channel name to the vocabulary.
 

@@ -139,7 +139,7 @@ def _decode(file: Path, signals: list[Signal], frames: int) -> list[np.ndarray] 
         raw = _from_212(raw)[:count]
     table = raw.reshape(frames, width).T
     if width == len(signals):
-        return np.ascontiguousarray(table)
+        return table  # sample by sample as in the file: it is put in order once, as float32
     ends = np.cumsum([s.samples_per_frame for s in signals])
     return [table[end - s.samples_per_frame : end].T.reshape(-1) for s, end in zip(signals, ends)]
 
@@ -178,7 +178,7 @@ def _decode_by_library(header: Header, file: Path, members: list[int], frames: i
 def _verify(file: Path, signals: list[Signal], digital: list[np.ndarray] | np.ndarray) -> None:
     # summed in the samples' own type: it wraps at a multiple of 65,536, as the checksum does
     if isinstance(digital, np.ndarray):
-        sums = digital.sum(axis=1, dtype=digital.dtype.type)
+        sums = _column_sums(digital.T)
     else:
         sums = [samples.sum(dtype=samples.dtype.type) for samples in digital]
     for signal, total in zip(signals, sums):
@@ -189,6 +189,13 @@ def _verify(file: Path, signals: list[Signal], digital: list[np.ndarray] | np.nd
                 "the samples that the header was written for",
                 "replace the file by the dataset's original, or leave the record out",
             )
+
+
+def _column_sums(table: np.ndarray) -> np.ndarray:
+    """Of [frames, signals], wrapping; a hundred frames at a time, since NumPy is slow along short rows."""
+    kind, whole = table.dtype.type, len(table) // 100 * 100
+    blocks = table[:whole].reshape(-1, 100 * table.shape[1]).sum(axis=0, dtype=kind)
+    return blocks.reshape(100, -1).sum(axis=0, dtype=kind) + table[whole:].sum(axis=0, dtype=kind)
 
 
 def _physical(signals: list[Signal], digital: list[np.ndarray] | np.ndarray) -> list[np.ndarray]:
@@ -213,7 +220,8 @@ def _scaled(digital: np.ndarray, gain: np.ndarray, baseline: np.ndarray, missing
     # float32 division of numbers that float32 holds exactly rounds as float64 division does, at half the cost
     single = gain.astype(np.float32)
     exact = digital.dtype.itemsize <= 2 and (single == gain).all() and (np.abs(baseline) < 1 << 23).all()
-    values = digital.astype(np.float32 if exact else np.float64)
+    values = np.empty(digital.shape, np.float32 if exact else np.float64)
+    values[...] = digital
     if baseline.any():
         values -= baseline.astype(values.dtype)
     values /= single if exact else gain

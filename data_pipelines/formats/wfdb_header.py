@@ -7,6 +7,7 @@ whether the declared length fits the signal files is checked by the reader, befo
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ _SIGNAL = re.compile(
     re.ASCII,
 )
 _WHOLE = re.compile(r"\d{1,15}", re.ASCII)
+_SIGNED = re.compile(r"-?\d{1,12}", re.ASCII)
 _UNSAFE_NAME = re.compile(r"[/\\:\x00-\x20]")
 _AGE = re.compile(r"\bage\b>?\s*:\s*(\d{1,3}(?:\.\d{1,6})?)", re.IGNORECASE)
 _SEX = re.compile(r"\bsex\b>?\s*:\s*(male|female|m|f)\b", re.IGNORECASE)
@@ -137,7 +139,7 @@ def parse_header(content: bytes, path: Path) -> Header:
                 path, number, f"segments of {total} frames together", f"the {frames} that the record line declares"
             )
         return Header(path, record, rate, total, (), parts, comments)
-    return Header(path, record, rate, frames, tuple(_signal_line(*b, path) for b in body), (), comments)
+    return Header(path, record, rate, frames, _signal_lines(body, path), (), comments)
 
 
 def _bad(path: Path, line: int, found: str, expected: str) -> BadInput:
@@ -167,6 +169,7 @@ def _record_line(line: str, number: int, path: Path) -> tuple[str, int | None, i
     return name["name"], segments, int(words[1]), rate, frames
 
 
+@lru_cache(maxsize=4096)
 def safe_name(name: str) -> bool:
     """Whether a name from a header names a file in the header's own folder."""
     return not _UNSAFE_NAME.search(name) and name not in (".", "..", "-") and len(name) < 256
@@ -181,7 +184,40 @@ def _segment_line(line: str, number: int, path: Path) -> tuple[str, int]:
     return words[0], int(words[1])
 
 
-def _signal_line(number: int, line: str, path: Path) -> Signal:
+def _signal_lines(body: list[tuple[int, str]], path: Path) -> tuple[Signal, ...]:
+    # In the headers of a dataset the same lines come again but for the file, the first value and the checksum: what the
+    # rest of all lines together means is remembered. Lines of another number of words never pass for these: a word
+    # that has shifted is no format.
+    words = " ".join([line for _, line in body]).split()
+    if len(words) == 9 * len(body):
+        files, first, sums = words[0::9], words[5::9], words[6::9]
+        known = _known(*words[1::9], *words[2::9], *words[3::9], *words[4::9], *words[7::9], *words[8::9])
+        if known and _all_whole(first) and _all_whole(sums) and all(map(safe_name, set(files))):
+            return tuple(
+                [Signal(file, *rest, int(total), name) for file, total, (rest, name) in zip(files, sums, known)]
+            )
+    return tuple(_parsed_line(number, line, path) for number, line in body)
+
+
+@lru_cache(maxsize=1024)
+def _known(*words: str) -> list | None:
+    """(format to unit, name) of every line; None where a line is not as usual, and `_parsed_line` must decide."""
+    count = len(words) // 6
+    columns = [words[i * count : (i + 1) * count] for i in range(6)]
+    try:
+        return [
+            (_parsed_line(0, f"x {form} {gain} {bits} {zero} 0 0 {block} {name}", Path("x"))[1:8], name)
+            for form, gain, bits, zero, block, name in zip(*columns)
+        ]
+    except BadInput:
+        return None
+
+
+def _all_whole(words: list[str]) -> bool:
+    return all(map(_SIGNED.fullmatch, words))
+
+
+def _parsed_line(number: int, line: str, path: Path) -> Signal:
     expected = "a signal line: file, format, gain, resolution, zero, first value, checksum, block size, name"
     match = _SIGNAL.fullmatch(line)
     if not safe_name(match[1] if match else line.split(None, 1)[0]):

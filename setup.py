@@ -37,7 +37,14 @@ EXTRAS = {
     "torch": ["torch==2.13.0", "transformers>=5.20,<6"],
     "formats": ["edfio>=0.4.18,<0.5", "h5py>=3.11,<4", "pydicom>=3.0.2,<4"],
     "beam": ["apache-beam>=2.70,<3"],
-    "dev": ["hypothesis>=6.100,<7", "pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "ruff>=0.8,<0.18"],
+    "dev": [
+        "atheris>=3,<4",
+        "pyEDFlib>=0.1.40,<0.2",
+        "hypothesis>=6.100,<7",
+        "pytest>=8.3,<10",
+        "pytest-xdist>=3.6,<4",
+        "ruff>=0.8,<0.18",
+    ],
 }
 
 setup(

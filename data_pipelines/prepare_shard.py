@@ -113,5 +113,6 @@ def _read(job: ShardJob, entry: Entry, study: str, count: ChannelCount):
     return StoredRecording(
         subject, study, entry.split or split_of(job.key, people, entry.subject), prepared,
         report=recording.report if job.keep_reports else None, labels=recording.labels, events=recording.events,
-        derived=any(channel.derived for channel in recording.channels), quality=quality,
+        derived=any(c.derived and r["status"] == "kept" for c, r in zip(recording.channels, prepared.report)),
+        quality=quality,
     ), None  # fmt: skip

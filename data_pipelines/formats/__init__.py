@@ -54,6 +54,8 @@ def read(path: str | Path, root: str | Path | None = None) -> Recording:
 def reader_of(path: Path) -> ModuleType | None:
     """The module that reads a file, by its content; None where none does, or there is no such file."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
         with open(path, "rb") as file:
             head = file.read(HEAD)
     except OSError:

@@ -17,13 +17,13 @@ from pathlib import Path
 from data_pipelines.channel_names import ChannelCount
 from data_pipelines.datasets import Source
 from data_pipelines.errors import BadInput
-from data_pipelines.prepare_shard import ShardJob, people_of
+from data_pipelines.prepare_shard import ShardJob, people_of, subject_of
 from data_pipelines.preprocess import SPECS
 from data_pipelines.runners import RUNNERS, Work, run_beam, run_local, share_of
 from data_pipelines.store import SPLITS, Store
 from data_pipelines.store_format import MANIFEST, WORK, read_manifest
 from data_pipelines.store_writer import StoreWriter, compare_plans
-from data_pipelines.subjects import PUBLIC_KEY, fingerprint, hashed, keyed
+from data_pipelines.subjects import PUBLIC_KEY, fingerprint, keyed
 
 RECORDINGS_PER_SHARD, MOST_SHARDS = 64, 1024
 
@@ -255,7 +255,7 @@ def _plan(source, output, spec, keep_reports, derive, names, shards, key) -> tup
     }
     work: Work = {shard: [] for shard in range(shards)}
     for ordinal, entry in enumerate(entries):
-        work[int(hashed(key, people_of(source), entry.subject), 16) % shards].append((ordinal, entry))
+        work[int(subject_of(source, key, entry), 16) % shards].append((ordinal, entry))
     return ShardJob(source, output, spec, shards, keep_reports, derive, names, key, plan), work
 
 

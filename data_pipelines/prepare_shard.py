@@ -51,6 +51,16 @@ def people_of(source: Source) -> str:
     return source.people or source.name
 
 
+def subject_of(source: Source, key: bytes, entry: Entry) -> str:
+    """The hash of an entry's subject."""
+    return entry.subject if source.hashed else hashed(key, people_of(source), entry.subject)
+
+
+def study_of(source: Source, key: bytes, entry: Entry) -> str:
+    """The hash of an entry's study."""
+    return entry.study if source.hashed else hashed_study(key, source.name, entry.study)
+
+
 def write_shard(
     job: ShardJob, shard: int, entries: list[tuple[int, Entry]], tell: Callable[[int], None] = lambda n: None
 ) -> None:
@@ -78,7 +88,7 @@ def prepare_recording(
 def _recordings(job, entries, notes, tell) -> Iterator[StoredRecording]:
     count = ChannelCount()
     for done, (ordinal, entry) in enumerate(entries, start=1):
-        study = hashed_study(job.key, job.source.name, entry.study)
+        study = study_of(job.source, job.key, entry)
         stored, reason = _read(job, entry, study, count)
         if stored:
             notes["stored"] += 1
@@ -103,15 +113,14 @@ def _read(job: ShardJob, entry: Entry, study: str, count: ChannelCount):
         return None, error.strerror or "cannot be read"
     except Exception as error:  # a damaged file may raise anything; its text may hold values of the signal
         return None, f"cannot be read ({type(error).__name__})"
-    people = people_of(job.source)
-    subject = hashed(job.key, people, entry.subject)
+    subject = subject_of(job.source, job.key, entry)
     count.add(prepared.report, subject)
     if not len(prepared.channels):
         reasons = Counter(channel["reason"] for channel in prepared.report)
         listed = ", ".join(f"{reason} ({n})" for reason, n in sorted(reasons.items(), key=lambda r: (-r[1], r[0])))
         return None, "no usable channel: " + (listed or "it has none")
     return StoredRecording(
-        subject, study, entry.split or split_of(job.key, people, entry.subject), prepared,
+        subject, study, entry.split or split_of(job.key, people_of(job.source), entry.subject), prepared,
         report=recording.report if job.keep_reports else None, labels=recording.labels, events=recording.events,
         derived=any(c.derived and r["status"] == "kept" for c, r in zip(recording.channels, prepared.report)),
         quality=quality,

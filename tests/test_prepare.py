@@ -40,6 +40,7 @@ class Cohort:
     citation: str = "nobody"
     note: str = ""
     people: str = ""
+    hashed: bool = False
 
     def entries(self):
         split = (lambda i: SPLITS[i % 3]) if self.official else (lambda i: "")

@@ -21,8 +21,9 @@ def open_sources(where: str | Path) -> list[Source]:
     """Finds the datasets at a place.
 
     Args:
-        where: "simulated" (options: "simulated:subjects=200,seed=0"); the folder of a known dataset; a folder of such
-            folders; or any other folder with recordings, which becomes one source named after the folder.
+        where: "simulated" (options: "simulated:subjects=200,seed=0"); "tfds:FOLDER" (see `tfds_source`); the folder of
+            a known dataset; a folder of such folders; or any other folder with recordings, which becomes one source
+            named after the folder.
 
     Returns:
         One source or, for a folder of datasets, one for each that is recognised, by folder name.
@@ -34,6 +35,10 @@ def open_sources(where: str | Path) -> list[Source]:
         from data_pipelines.datasets.simulated import Simulated
 
         return [Simulated.from_text(str(where))]
+    if str(where).startswith("tfds:"):
+        from data_pipelines.datasets.tfds_source import TFDSSource
+
+        return [TFDSSource.from_text(str(where))]
     folder = Path(where)
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"

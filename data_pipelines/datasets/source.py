@@ -39,6 +39,7 @@ class Source(ABC):
         name: goes into stores, and into the hash of every subject where `people` is "".
         people: whose ids the subjects are. Sources with equal `people` share their persons, hence hashes and splits.
         public: whether subjects are hashed with the fixed public key (published datasets), not the site's own.
+        hashed: whether subjects and studies of its entries are hashes already, of the same key.
         mains: powerline frequency in Hz where it was recorded; None = not known.
         licence, citation: for model cards. download: how people with credentials get it.
         note: what a user should be told about this copy of the dataset, once it is listed; "" = nothing.
@@ -47,6 +48,7 @@ class Source(ABC):
     name = "wfdb"
     people = ""
     public = True
+    hashed = False
     mains: float | None = None
     licence = ""
     citation = ""

@@ -1,0 +1,111 @@
+"""TFDS both ways, with no TensorFlow: a source written and read again is the same; a foreign dataset is described."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_prepare import Cohort
+
+from csfm_jax import cli
+from data_pipelines.datasets import open_sources, tfds_builder
+from data_pipelines.errors import BadInput
+from data_pipelines.prepare import prepare
+from data_pipelines.store import Store
+from data_pipelines.subjects import PUBLIC_KEY, hashed, split_of
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return tfds_builder.build(Cohort(subjects=6), tmp_path_factory.mktemp("tfds"), keep_reports=True)
+
+
+def test_a_round_trip(written):
+    (source,) = open_sources(f"tfds:{written}")
+    assert source.name == "cohort" and source.public
+    original = {hashed(PUBLIC_KEY, "cohort", e.subject): [] for e in Cohort(subjects=6).entries()}
+    for entry in Cohort(subjects=6).entries():
+        original[hashed(PUBLIC_KEY, "cohort", entry.subject)].append(Cohort(subjects=6).read(entry))
+    entries = source.entries()
+    assert len(entries) == 12
+    for entry in entries:
+        found = source.read(entry)
+        same = [r for r in original[entry.subject] if r.report == found.report]
+        (theirs,) = same
+        assert found.labels == theirs.labels
+        for mine, other in zip(found.channels, theirs.channels, strict=True):
+            assert (mine.name, mine.rate, mine.unit) == (other.name, other.rate, other.unit)
+            np.testing.assert_array_equal(mine.signal, np.asarray(other.signal, np.float32))
+    people = {e.subject: split_of(PUBLIC_KEY, "cohort", e.subject) for e in Cohort(subjects=6).entries()}
+    assert {e.subject: e.split for e in entries} == {hashed(PUBLIC_KEY, "cohort", p): s for p, s in people.items()}
+
+
+def test_no_name_and_no_tensorflow(written, tmp_path):
+    for path in Path(written).rglob("*"):
+        assert path.is_dir() or not any(secret in path.read_bytes() for secret in (b"patient-", b"Doe_Jane"))
+    code = (
+        "import sys; from data_pipelines.datasets import open_sources\n"
+        f"source = open_sources('tfds:{written}')[0]; source.read(source.entries()[0])\n"
+        "assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+
+
+def test_prepared_from_tfds(written, tmp_path):
+    (source,) = open_sources(f"tfds:{written}")
+    summary = prepare(source, tmp_path / "s", keep_reports=True)
+    direct = prepare(Cohort(subjects=6), tmp_path / "direct")
+    a, b = Store.open(tmp_path / "s").index, Store.open(direct.path).index
+    for column in ("subject", "study", "split"):  # whoever comes this way is known as the same person
+        assert sorted(getattr(a, column).tolist()) == sorted(getattr(b, column).tolist())
+    assert summary.totals["recordings"] == 12 and summary.totals["subjects"] == 6
+    assert all(report.startswith("Sinus rhythm number") for report in Store.open(tmp_path / "s").reports())
+
+
+def test_a_foreign_dataset_is_described_in_its_address(tmp_path):
+    import tensorflow_datasets as tfds
+
+    data = np.random.default_rng(0).normal(size=(3, 500, 2)).astype(np.float32)
+
+    class Foreign(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION, name = tfds.core.Version("2.0.0"), "foreign"
+
+        def _info(self):
+            features = {"ecg": tfds.features.Tensor(shape=(None, 2), dtype=np.float32), "who": tfds.features.Text()}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, x in enumerate(data):
+                yield i, {"ecg": x, "who": f"p{i % 2}"}
+
+    builder = Foreign(data_dir=str(tmp_path), file_format="array_record")
+    builder.download_and_prepare()
+    where = f"tfds:{builder.data_dir}"
+    (source,) = open_sources(f"{where}?signal=ecg&rate=250&channels=I,II&unit=mV&subject=who&mains=60")
+    entries = source.entries()
+    assert (source.name, source.public, source.mains) == ("foreign", False, 60) and {e.subject for e in entries} == {
+        "p0",
+        "p1",
+    }
+    found = [source.read(entry) for entry in entries]
+    assert sorted(float(r.channels[0].signal[0]) for r in found) == sorted(float(x[0, 0]) for x in data)
+    assert [c.name for c in found[0].channels] == ["I", "II"] and found[0].channels[0].rate == 250
+    wrong_rate = "?signal=ecg&rate=0&channels=I"
+    for wrong in ("", "?signal=eeg&rate=250&channels=I,II", "?signal=ecg&channels=I,II", wrong_rate, "?sig=ecg"):
+        with pytest.raises(BadInput):
+            open_sources(where + wrong)
+    (short,) = open_sources(f"{where}?signal=ecg&rate=250&channels=I")
+    with pytest.raises(BadInput, match="shape"):
+        short.read(short.entries()[0])
+
+
+def test_no_such_dataset(tmp_path, capsys):
+    assert cli.main(["prepare", f"--source=tfds:{tmp_path}", f"--output={tmp_path / 's'}"]) == 2
+    assert "features.json" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="no key"):
+        tfds_builder.build(Cohort(public=False), tmp_path)

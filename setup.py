@@ -35,7 +35,7 @@ EXTRAS = {
     "cuda13": ["jax[cuda13]>=0.10.2,<0.13"],
     # exactly: an open range pulls gigabytes of CUDA
     "torch": ["torch==2.13.0", "transformers>=5.20,<6"],
-    "formats": ["edfio>=0.4.18,<0.5", "h5py>=3.11,<4", "pydicom>=3.0.2,<4"],
+    "formats": ["ecgdatakit>=2.0.3,<3", "edfio>=0.4.18,<0.5", "h5py>=3.11,<4", "pydicom>=3.0.2,<4"],
     "beam": ["apache-beam>=2.70,<3"],
     "dev": [
         "atheris>=3,<4",

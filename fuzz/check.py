@@ -54,7 +54,9 @@ def check(reader: str, folder: Path, main: str) -> str:
         return "refused"
     except Failed:
         raise
-    except (Exception, _Hung) as error:
+    except _Hung as error:
+        raise Failed(f"more than {MOST_SECONDS} s of processor time") from error
+    except Exception as error:
         raise Failed(f"{type(error).__name__} in place of BadInput") from error
 
 

@@ -1,5 +1,6 @@
 """Small valid files of every reader, which the fuzzer damages; made here, never copied from anyone's recordings."""
 
+import base64
 import functools
 import io
 import json
@@ -25,7 +26,7 @@ def seeds() -> dict[str, tuple[Seed, ...]]:
     """The valid recordings of each reader of `formats.READERS`."""
     return {
         "edf": _edf(), "wfdb": _wfdb(), "dicom": _dicom(), "wav": _wav(), "hdf5": _hdf5(), "matlab": _matlab(),
-        "arrays": _arrays(), "tables": _tables(),
+        "arrays": _arrays(), "tables": _tables(), "vendor": _vendor(),
     }  # fmt: skip
 
 
@@ -232,3 +233,55 @@ def _tables() -> tuple[Seed, ...]:
         Seed("x.txt", {"x.txt": simple.encode()}, 80),
         _described("x.parquet", stream.getvalue(), len(stream.getvalue())),
     )  # fmt: skip
+
+
+def _vendor() -> tuple[Seed, ...]:
+    digital = (_X.T[:, :64] * 1000).astype("<i2")
+    files = (muse_xml(("I", "II"), digital), aecg_xml(("I", "II"), digital))
+    return tuple(Seed("x.xml", {"x.xml": content}, 600) for content in files)
+
+
+def muse_xml(leads, digital, scale="4.88", unit="MICROVOLTS", doctype="") -> bytes:
+    """A GE MUSE export: digital int16 [leads, samples] at 500 Hz, `scale` of `unit` a count."""
+    data = "".join(
+        f"<LeadData><LeadByteCountTotal>{row.nbytes}</LeadByteCountTotal>"
+        f"<LeadSampleCountTotal>{len(row)}</LeadSampleCountTotal>"
+        f"<LeadAmplitudeUnitsPerBit>{scale}</LeadAmplitudeUnitsPerBit><LeadAmplitudeUnits>{unit}</LeadAmplitudeUnits>"
+        f"<LeadID>{name}</LeadID><LeadSampleSize>2</LeadSampleSize>"
+        f"<WaveFormData>{base64.b64encode(row.tobytes()).decode()}</WaveFormData></LeadData>"
+        for name, row in zip(leads, digital)
+    )
+    person = (
+        "<PatientID>P-7</PatientID><PatientAge>61</PatientAge><AgeUnits>YEARS</AgeUnits><Gender>FEMALE</Gender>"
+        "<PatientLastName>Zanzibarov</PatientLastName>"
+    )
+    return (
+        f'<?xml version="1.0" encoding="ISO-8859-1"?>\n{doctype}\n<RestingECG><MuseInfo/>'
+        f"<PatientDemographics>{person}</PatientDemographics><Waveform><WaveformType>Rhythm</WaveformType>"
+        f"<SampleBase>500</SampleBase><SampleExponent>0</SampleExponent>{data}</Waveform></RestingECG>"
+    ).encode("latin-1")
+
+
+def aecg_xml(leads, digital, scale="2.5", unit="uV") -> bytes:
+    """An HL7 aECG: digital int16 [leads, samples] at 500 Hz, `scale` of `unit` a count."""
+    system = "2.16.840.1.113883.6.24"
+
+    def sequence(code, value):
+        coded = f'<code code="{code}" codeSystem="{system}"/>'
+        return f"<component><sequence>{coded}{value}</sequence></component>"
+
+    time = '<value xsi:type="GLIST_PQ"><head value="0" unit="s"/><increment value="0.002" unit="s"/></value>'
+    rows = "".join(
+        sequence(
+            f"MDC_ECG_LEAD_{name.upper()}",
+            f'<value xsi:type="SLIST_PQ"><origin value="0" unit="{unit}"/><scale value="{scale}" unit="{unit}"/>'
+            f"<digits>{' '.join(map(str, row))}</digits></value>",
+        )
+        for name, row in zip(leads, digital)
+    )
+    spaces = 'xmlns="urn:hl7-org:v3" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
+    series = f'<series><code code="RHYTHM"/><component><sequenceSet>{sequence("TIME_RELATIVE", time)}{rows}'
+    return (
+        f'<?xml version="1.0" encoding="UTF-8"?><AnnotatedECG {spaces}><component>{series}</sequenceSet></component>'
+        "</series></component></AnnotatedECG>"
+    ).encode()

@@ -24,7 +24,7 @@ from data_pipelines.recording import Recording
 
 HEAD = 4096
 # those with an unmistakable beginning come first; `tables` takes any text, if a sidecar describes it
-READERS = ("edf", "dicom", "hdf5", "matlab", "wav", "arrays", "wfdb", "tables")
+READERS = ("edf", "dicom", "hdf5", "matlab", "wav", "arrays", "vendor", "wfdb", "tables")
 
 
 def read(path: str | Path, root: str | Path | None = None) -> Recording:

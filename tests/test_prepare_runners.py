@@ -41,7 +41,7 @@ def test_jobs_of_an_array_in_any_order(whole, tmp_path):
 
 
 def test_jobs_at_the_same_time(whole, tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     jobs = [context.Process(target=share, args=(tmp_path / "s", i, 4)) for i in range(4)]
     for job in jobs:
         job.start()

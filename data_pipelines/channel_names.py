@@ -54,7 +54,7 @@ def read_channel_table(path: Path) -> dict[str, str]:
             raise BadInput(f"{path} line {number}", f"{len(row)} fields", "a name and a standard name", "correct it")
         name, standard = row[0].strip().lower(), row[1].strip()
         if standard and (standard not in CHANNEL_ID or modality_of(standard) is None):
-            where, expected = f"{path} line {number}", "a sensor's name of the vocabulary (`csfm data --channels`)"
+            where, expected = f"{path} line {number}", "a sensor of the vocabulary (docs/formats.md)"
             raise BadInput(where, "an unknown standard name", expected, "correct it, or leave it empty")
         if name in table:
             raise BadInput(f"{path} line {number}", "a name that came before", "each name once", "remove one")

@@ -45,8 +45,7 @@ def read(path: str | Path, item: str = "") -> Recording:
     if any(lead.units != "mV" for lead in record.leads) or not record.leads:
         raise BadInput(path, "leads without a scale in volts", "a scale for every lead", "export it again")
     channels = tuple(
-        Channel(lead.label[:32], float(lead.sampling_rate), "mV", as_signal(lead.samples))
-        for lead in record.leads
+        Channel(lead.label[:32], float(lead.sampling_rate), "mV", as_signal(lead.samples)) for lead in record.leads
     )
     if not all(0 < channel.rate < 1e6 for channel in channels):
         raise BadInput(path, "no sampling rate", "one above 0", "export it again")

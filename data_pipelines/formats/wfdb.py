@@ -8,6 +8,7 @@ package does neither, and takes twenty times as long, nearly all of it for the h
 import os
 import re
 import stat
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def _channels(header: Header) -> tuple[Channel, ...]:
 def _frames(header: Header, file: Path, signals: list[Signal]) -> int:
     """How many frames to read of one signal file: the declared number, if the file is long enough for it."""
     first = signals[0]
-    if first.format not in _FORMATS or any(s.format != first.format or s.offset != first.offset for s in signals):
+    if first.format not in _FORMATS or len({(s.format, s.offset) for s in signals}) > 1:
         raise BadInput(
             file, "an unknown storage format, or several in one file", f"one of {sorted(_FORMATS)}", "convert it"
         )
@@ -204,7 +205,7 @@ def _physical(signals: list[Signal], digital: list[np.ndarray] | np.ndarray) -> 
     NaN for missing samples, and beyond the end of a skewed signal.
     """
     missing = _FORMATS[signals[0].format][1]
-    gains, baselines = np.array([s.gain for s in signals]), np.array([s.baseline for s in signals])
+    gains, baselines = _scales(tuple([s.gain for s in signals]), tuple([s.baseline for s in signals]))
     if isinstance(digital, np.ndarray):
         rows = list(_scaled(digital, gains[:, None], baselines[:, None], missing))
     else:
@@ -214,6 +215,11 @@ def _physical(signals: list[Signal], digital: list[np.ndarray] | np.ndarray) -> 
             late = min(signal.skew * signal.samples_per_frame, len(rows[i]))
             rows[i] = np.concatenate([rows[i][late:], np.full(late, np.nan, np.float32)])
     return rows
+
+
+@lru_cache(maxsize=256)
+def _scales(gains: tuple[float, ...], baselines: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(gains), np.array(baselines)
 
 
 def _scaled(digital: np.ndarray, gain: np.ndarray, baseline: np.ndarray, missing: int | None) -> np.ndarray:

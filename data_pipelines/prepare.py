@@ -51,6 +51,8 @@ class Summary:
     seconds: float
 
     def __str__(self) -> str:
+        if self.state == "partial" and not self.missing:
+            return f"{self.path}: every shard is written; another job is finishing the store"
         if self.state == "partial":
             return (
                 f"{self.path}: this share is written; {self.missing} shards of other jobs are not yet. The last job to "
@@ -173,16 +175,18 @@ def _verified(job, progress, total, began) -> Summary:
 
 def _finish_if_last(job, writer, began) -> Summary:
     """Of the jobs of an array, the last one to end finds every shard written."""
-    if (job.output / MANIFEST).is_file():
-        return _summary(Store.open(job.output, verify="size"), "written", began)
     missing = sum(writer.notes(shard) is None for shard in range(job.shards))
     if not missing:
         try:
             with writer.locked():
                 return _finish(job, writer, began)
+        except FileNotFoundError:
+            pass  # another job has finished the store, and cleared what it needed for that
         except BadInput as error:
             if error.found != "another run writing here":
                 raise
+    if (job.output / MANIFEST).is_file():
+        return _summary(Store.open(job.output, verify="size"), "written", began)
     return Summary(job.output, "partial", {}, 0, [], missing, time.monotonic() - began)
 
 

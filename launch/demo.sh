@@ -15,7 +15,7 @@ if [ -n "$recordings" ]; then
   # subjects of recordings that are not a public dataset are hashed with a secret of one's own, made once
   key=(--new-key="$run/site.key"); [ -e "$run/site.key" ] && key=(--key-file="$run/site.key")
 else
-  source=simulated:subjects=240 steps=800 drawn=simulated:subjects=1,seed=3 labels='rhythm/*,heart_rate' key=()
+  source=simulated:subjects=240 steps=650 drawn=simulated:subjects=1,seed=3 labels='rhythm/*,heart_rate' key=()
 fi
 train=(csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" --config.training.steps=$steps)
 

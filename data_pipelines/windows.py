@@ -100,8 +100,10 @@ def used_channels(tokens: TokenConfig) -> np.ndarray:
 
 def capacities(tokens: TokenConfig, data: DataConfig) -> tuple[int, int, int]:
     """(T, V, S) of a row; `row_visible` 0 becomes the least V that can never bind."""
-    spare = tokens.text_length * max(0.0, data.mask.keep_text - data.mask.keep_signal)
-    free = np.ceil(data.mask.keep_signal * data.row_tokens) + data.row_windows * (2 + np.ceil(spare))
+    # beyond its share of T a window may show: its CLS, one signal token at least, half a text token of rounding, and
+    # the text that is kept more willingly than signals
+    spare = tokens.text_length * max(0.0, data.mask.keep_text - data.mask.keep_signal) + 0.5 * (tokens.text_length > 0)
+    free = np.ceil(data.mask.keep_signal * data.row_tokens + data.row_windows * (2 + spare))
     return data.row_tokens, data.row_visible or min(int(free), data.row_tokens), data.row_windows
 
 

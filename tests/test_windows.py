@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from csfm_jax.config import load, shipped_configs
@@ -139,6 +139,7 @@ def test_channels_that_the_config_leaves_out():
 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(0.02, 0.98), st.floats(0.02, 0.98), st.integers(0, 64), st.integers(64, 4000), st.integers(1, 40))
+@example(keep_signal=0.09, keep_text=0.09, text_length=6, T=64, S=7)
 def test_v_of_zero_never_binds(keep_signal, keep_text, text_length, T, S):
     mask = MaskConfig(keep_signal=keep_signal, keep_text=keep_text)
     data = DataConfig(mask=mask, row_tokens=T, row_windows=S, row_visible=0)

@@ -4,6 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.signals import CHANNELS, MODALITIES
+
+MODALITY_ROW = {name: row for row, name in enumerate(MODALITIES)}
+# int8 [channel vocabulary]: the row of `MODALITIES` that a token's channel belongs to; -1 for PAD, CLS and TEXT
+MODALITY_OF = np.array([MODALITY_ROW.get(kind.modality, -1) for kind in CHANNELS], np.int8)
+
 
 class TokenBatch(NamedTuple):
     """Packed rows. Letters: B rows, T tokens a row, V visible, P samples of the longest patch, S windows, K labels.

@@ -11,12 +11,11 @@ from itertools import groupby
 import numpy as np
 
 from data_pipelines import masking, preprocess
-from data_pipelines.batch import TokenBatch
+from data_pipelines.batch import MODALITY_OF, TokenBatch
 from data_pipelines.config import MaskConfig, TokenConfig
 from data_pipelines.signals import CLS, MODALITIES, TEXT
-from data_pipelines.windows import longest_patch, modality_rows, used_channels
+from data_pipelines.windows import longest_patch, used_channels
 
-_MODALITY_OF = modality_rows()
 _NAMES = tuple(MODALITIES)
 
 
@@ -119,23 +118,24 @@ class RowWriter:
         row.window[slot] = window
         if labels is not None:
             row.labels[slot] = labels
-        self._hide(begin, stop)
+        self._hide(begin, end, stop)
         self._next = stop
 
-    def _hide(self, begin: int, stop: int) -> None:
-        row, inside = self._row, slice(begin + 1, stop)
-        seen = np.ones(stop - begin, bool)
-        if self._mask is not None:
-            channel = row.channel[inside]
-            is_text = channel == TEXT
+    def _hide(self, begin: int, text: int, stop: int) -> None:
+        """Writes `visible` and `target` of the window at [begin, stop), whose text begins at `text`."""
+        row, first = self._row, begin + 1
+        if self._mask is None:
+            positions = np.arange(first, stop)
+        else:
             masked = masking.hide(
-                channel, row.time[inside], _MODALITY_OF[channel], is_text, self._mask, self._rng, self._strategy
+                row.channel[first:text], row.time[first:text], stop - text, self._mask, self._rng, self._strategy
             )
-            seen[1:] = masked.visible
-            row.target[inside] = masked.target
-        positions = np.flatnonzero(seen)
-        row.visible[self._visible : self._visible + len(positions)] = positions + begin
-        self._visible += len(positions)
+            row.target[first:stop] = masked.target
+            positions = masked.visible.nonzero()[0] + first
+        at = self._visible
+        self._visible += 1 + len(positions)
+        row.visible[at] = begin  # CLS is always seen
+        row.visible[at + 1 : self._visible] = positions
 
 
 def signal_tokens(blocks, tokens: TokenConfig, seconds: float | None = None):
@@ -157,9 +157,10 @@ def signal_tokens(blocks, tokens: TokenConfig, seconds: float | None = None):
             if k == 0:
                 continue
             x = _with_sentinel(samples[rows])
-            patches = preprocess.normalise(x)[:, : k * patch].reshape(len(ids) * k, patch)
+            whole = bool(np.minimum.reduce(x, axis=None) > preprocess.INVALID)
+            patches = preprocess.normalise(x, whole)[:, : k * patch].reshape(len(ids) * k, patch)
             channel, time = _layout(ids, k, patch, rate)
-            if x.min() > preprocess.INVALID:  # far cheaper than looking at every token, and nearly always so
+            if whole:  # far cheaper than looking at every token, and nearly always so
                 yield channel, patches, time
                 continue
             valid = np.isfinite(patches).all(axis=1)
@@ -179,7 +180,7 @@ def _runs(channels, modalities, patch_of, channel_set):
     """(rate, patch, rows of the block, channel ids) of each run of used channels that share rate and patch."""
     wanted = used_channels(TokenConfig(modalities=modalities, channels=channel_set))
     patches = dict(zip(modalities, patch_of))
-    used = [(row, channel, _NAMES[_MODALITY_OF[channel]]) for row, channel in enumerate(channels) if wanted[channel]]
+    used = [(row, channel, _NAMES[MODALITY_OF[channel]]) for row, channel in enumerate(channels) if wanted[channel]]
     runs = []
     for (rate, patch), run in groupby(used, key=lambda u: (MODALITIES[u[2]].rate, patches[u[2]])):
         rows, ids, _ = zip(*run)

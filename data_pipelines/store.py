@@ -154,22 +154,22 @@ class Store:
         if not (0 <= start and 0 < seconds and (start + seconds) * 1000 <= milliseconds + 1.5):
             raise ValueError(f"window of {seconds} s at {start} s in a recording of {milliseconds / 1000} s")
         layout = self._layouts[index.channel_set[recording]]
-        spans = [(int(start * rate + 0.5), int(seconds * rate + 0.5)) for _, rate in layout]
-        chunk_of = [(first // (CHUNK_SECONDS * rate), (first + max(count, 1) - 1) // (CHUNK_SECONDS * rate))
-                    for (first, count), (_, rate) in zip(spans, layout)]  # fmt: skip
-        last = int(index.chunks[recording]) - 1
-        low, high = min(a for a, _ in chunk_of), min(last, max(b for _, b in chunk_of))
-        low = min(low, last)
-        records = range(int(index.first[recording]) + low, int(index.first[recording]) + high + 1)
-        read = self._reader(int(index.shard[recording])).read(list(records))
+        low = high = last = int(index.chunks[recording]) - 1
+        if last:
+            spans = [(_span(start, seconds, rate), CHUNK_SECONDS * rate) for _, rate in layout]
+            low = min(last, *(first // chunk for (first, _), chunk in spans))
+            high = min(last, max((stop - 1) // chunk for (_, stop), chunk in spans))
+        record = int(index.first[recording])
+        read = self._reader(int(index.shard[recording])).read(list(range(record + low, record + high + 1)))
         chunks = [_split_chunk(data, layout, milliseconds, low + i) for i, data in enumerate(read)]
         out = []
-        for block, ((channels, rate), (first, count)) in enumerate(zip(layout, spans)):
-            at = first - low * CHUNK_SECONDS * rate
+        for block, (channels, rate) in enumerate(layout):
             whole = chunks[0][block] if len(chunks) == 1 else np.concatenate([c[block] for c in chunks], axis=1)
-            part = whole[:, at : at + count]
-            if part.shape[1] < count:  # the last sample's rounding, for slow channels
-                part = np.pad(part, ((0, 0), (0, count - part.shape[1])), constant_values=INVALID)
+            first, stop = _span(start, seconds, rate)
+            at = low * CHUNK_SECONDS * rate
+            part = whole[:, first - at : stop - at]
+            if part.shape[1] < stop - first:  # the last sample's rounding, for slow channels
+                part = np.pad(part, ((0, 0), (0, stop - first - part.shape[1])), constant_values=INVALID)
             out.append((channels, part))
         return out
 
@@ -208,6 +208,12 @@ class Store:
         """Label name -> float32 [recordings], NaN = not labelled."""
         table = _parquet(self.path / "labels.parquet")
         return {name: table[name].to_numpy() for name in table.column_names if name != "recording"}
+
+
+def _span(start: float, seconds: float, rate: int) -> tuple[int, int]:
+    """The samples of a window: first, and one beyond the last."""
+    first = int(start * rate + 0.5)
+    return first, first + int(seconds * rate + 0.5)
 
 
 def _layout(channels):

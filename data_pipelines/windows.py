@@ -11,15 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipelines import masking
+from data_pipelines.batch import MODALITY_OF, MODALITY_ROW
 from data_pipelines.config import DataConfig, TokenConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.quality import window_quality
-from data_pipelines.signals import CHANNELS, CSFM_CHANNELS, MODALITIES
+from data_pipelines.signals import CSFM_CHANNELS, MODALITIES
 
 GRID = 25  # starts per second
 SPLITS = ("train", "validation", "test")
-MODALITY_ROW = {name: row for row, name in enumerate(MODALITIES)}
-_KIND_MODALITY = np.array([MODALITY_ROW.get(kind.modality, -1) for kind in CHANNELS], np.int8)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def used_channels(tokens: TokenConfig) -> np.ndarray:
             )
     if tokens.channels not in ("all", "csfm"):
         raise BadInput("config.tokens.channels", repr(tokens.channels), '"all" or "csfm"', "correct the config")
-    wanted = np.isin(_KIND_MODALITY, [MODALITY_ROW[name] for name in tokens.modalities])
+    wanted = np.isin(MODALITY_OF, [MODALITY_ROW[name] for name in tokens.modalities])
     if tokens.channels == "csfm":
         wanted &= np.isin(np.arange(len(wanted)), CSFM_CHANNELS)
     return wanted
@@ -268,16 +267,11 @@ def signal_tokens(index, seconds: np.ndarray, tokens: TokenConfig) -> np.ndarray
     total = np.zeros(len(seconds), np.int32)
     for name in tokens.modalities:
         row = MODALITY_ROW[name]
-        in_set = [sum(_KIND_MODALITY[c] == row and wanted[c] for c in channels) for channels in index.channel_sets]
+        in_set = [sum(MODALITY_OF[c] == row and wanted[c] for c in channels) for channels in index.channel_sets]
         of_recording = np.asarray(in_set, np.int32)[index.channel_set] if in_set else 0
         per_channel = samples_in(seconds, MODALITIES[name].rate) // tokens.patch[name]
         total += of_recording * per_channel.astype(np.int32)
     return total
-
-
-def modality_rows() -> np.ndarray:
-    """int8 [channel vocabulary]: row of `signals.MODALITIES` for each channel; -1 for PAD, CLS and TEXT."""
-    return _KIND_MODALITY
 
 
 def longest_patch(tokens: TokenConfig) -> int:

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import masking
+from data_pipelines.batch import MODALITY_OF
 from data_pipelines.config import MaskConfig, TokenConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.masking import STRATEGIES, hide
-from data_pipelines.signals import CHANNEL_ID, TEXT
-from data_pipelines.windows import modality_rows
+from data_pipelines.signals import CHANNEL_ID
 
 NAMES = ("I", "II", "V1", "V6", "PPG", "RESP", "SpO2")
 
@@ -25,9 +25,7 @@ def a_window(draw):
     there = np.random.default_rng(draw(st.integers(0, 99))).random(len(channel)) < draw(st.sampled_from([1.0, 0.6]))
     there[0] = True
     n_text = draw(st.integers(0, 12))
-    channel = np.concatenate([channel[there], np.full(n_text, TEXT)]).astype(np.int32)
-    time = np.concatenate([time[there], np.arange(n_text)]).astype(np.float32)
-    return channel, time, modality_rows()[channel], channel == TEXT
+    return channel[there].astype(np.int32), time[there].astype(np.float32), n_text
 
 
 @st.composite
@@ -45,39 +43,40 @@ def a_config(draw):
 @settings(max_examples=120, deadline=None)
 @given(a_window(), a_config(), st.sampled_from([None, *STRATEGIES]), st.integers(0, 1000))
 def test_every_line_of_the_contract(window, config, strategy, seed):
-    channel, time, modality, is_text = window
-    masked = hide(channel, time, modality, is_text, config, np.random.default_rng(seed), strategy)
-    signal, visible = ~is_text, masked.visible
-    budget = int(max(1, np.rint(config.keep_signal * signal.sum())))
-    assert 1 <= visible[signal].sum() <= budget  # something is always seen, and never more than was planned
-    assert visible[is_text].sum() == np.rint(config.keep_text * is_text.sum())
+    channel, time, n_text = window
+    n = len(channel)
+    masked = hide(channel, time, n_text, config, np.random.default_rng(seed), strategy)
+    visible = masked.visible
+    assert len(visible) == len(masked.target) == n + n_text
+    budget = int(max(1, np.rint(config.keep_signal * n)))
+    assert 1 <= visible[:n].sum() <= budget  # something is always seen, and never more than was planned
+    assert visible[n:].sum() == np.rint(config.keep_text * n_text)
     if masked.strategy == "random":
-        assert visible[signal].sum() == budget
-    assert set(modality[signal & visible]) <= set(modality[signal]) and (signal & visible).any()
+        assert visible[:n].sum() == budget
     np.testing.assert_array_equal(masked.target, np.ones_like(visible) if config.target == "all" else ~visible)
     if strategy is not None:
         assert masked.strategy in (strategy, "random")
-    again = hide(channel, time, modality, is_text, config, np.random.default_rng(seed), strategy)
+    again = hide(channel, time, n_text, config, np.random.default_rng(seed), strategy)
     np.testing.assert_array_equal(again.visible, visible)
 
 
 @settings(max_examples=80, deadline=None)
 @given(a_window(), st.floats(0.01, 0.99), st.sampled_from(["channel", "time", "modality"]), st.integers(0, 1000))
 def test_structure_hides_its_share_whole_and_nothing_else_where_the_budget_is_large(window, share, strategy, seed):
-    channel, time, modality, is_text = window
+    channel, time, n_text = window
     config = MaskConfig(keep_signal=0.999, structured=share, block_seconds=0.3)
-    signal = ~is_text
-    kinds = {"channel": channel, "time": np.floor_divide(time, np.float32(0.3)), "modality": modality}[strategy][signal]
-    masked = hide(channel, time, modality, is_text, config, np.random.default_rng(seed), strategy)
+    blocks = np.floor_divide(time, np.float32(0.3))
+    kinds = {"channel": channel, "time": blocks, "modality": MODALITY_OF[channel]}[strategy]
+    masked = hide(channel, time, n_text, config, np.random.default_rng(seed), strategy)
     number = len(np.unique(kinds))
     if number == 1:
         assert masked.strategy == "random"  # the last one is never hidden
         return
     assert masked.strategy == strategy
-    seen = masked.visible[signal]
+    seen = masked.visible[: len(channel)]
     hidden_whole = sum(not seen[kinds == kind].any() for kind in np.unique(kinds))
     expected = min(max(1, round(share * number)), number - 1)
-    dropped = int(max(1, np.rint(0.999 * signal.sum()))) < signal.sum()  # random hiding may take one token more
+    dropped = int(max(1, np.rint(0.999 * len(channel)))) < len(channel)  # random hiding may take one token more
     assert hidden_whole == expected or (dropped and hidden_whole >= expected)
     if not dropped:
         assert all(seen[kinds == kind].all() or not seen[kinds == kind].any() for kind in np.unique(kinds))
@@ -85,7 +84,7 @@ def test_structure_hides_its_share_whole_and_nothing_else_where_the_budget_is_la
 
 def test_random_hiding_goes_on_below_the_structure():
     channel = np.repeat(np.arange(1, 13, dtype=np.int32), 100)
-    arguments = (channel, np.tile(np.arange(100) / 10, 12), modality_rows()[channel], np.zeros(1200, bool))
+    arguments = (channel, np.tile(np.arange(100) / 10, 12), 0)
     masked = hide(*arguments, MaskConfig(keep_signal=0.25, structured=0.5), np.random.default_rng(0), "channel")
     assert masked.visible.sum() == 300
     assert len(np.unique(channel[masked.visible])) == 6
@@ -98,7 +97,7 @@ def test_random_hiding_is_even():
     seen = np.zeros(40)
     rng = np.random.default_rng(0)
     for _ in range(2000):
-        seen += hide(channel, np.arange(40), np.zeros(40), np.zeros(40, bool), MaskConfig(), rng).visible
+        seen += hide(channel, np.arange(40), 0, MaskConfig(), rng).visible
     assert abs(seen / 2000 - 0.25).max() < 0.05
 
 

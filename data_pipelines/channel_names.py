@@ -83,7 +83,7 @@ def derive_leads(recording: Recording) -> Recording:
     ):
         return recording
     made = tuple(
-        replace(first, name=lead, signal=np.float32(a) * first.signal + np.float32(b) * second.signal, derived=True)
+        first._replace(name=lead, signal=np.float32(a) * first.signal + np.float32(b) * second.signal, derived=True)
         for lead, (a, b) in _DERIVED.items()
         if lead not in names
     )

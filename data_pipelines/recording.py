@@ -1,12 +1,12 @@
 """Recording: what every reader returns and everything downstream takes."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Channel:
+class Channel(NamedTuple):
     """One sensor's samples in physical units.
 
     Attributes:

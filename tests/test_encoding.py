@@ -237,7 +237,7 @@ def test_real_recordings_embed(encoder, shared_data):
     result = encoder.embed(twelve)
     assert result.pooled.shape == (2, 24) and set(result.channel) == {"CLS", *LEADS}
     bedside = data_pipelines.read(shared_data / "bidmc" / "bidmc02.hea")
-    minute = tuple(replace(c, signal=c.signal[: round(60 * c.rate)]) for c in bedside.channels)
+    minute = tuple(c._replace(signal=c.signal[: round(60 * c.rate)]) for c in bedside.channels)
     bedside = encoder.embed(replace(bedside, channels=minute))
     assert len(bedside.pooled) == 15 and {"II", "PPG", "RESP"} <= set(bedside.channel)
     assert json.dumps(result.report) and CHANNEL_ID["PPG"] == 13

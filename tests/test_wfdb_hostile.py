@@ -193,8 +193,9 @@ def test_any_bytes_give_a_header_or_bad_input(content):
         header = parse_header(content, Path("rec.hea"))
     except BadInput:
         return
-    assert header.rate > 0 and (header.signals or header.segments)
-    assert all("/" not in s.file and s.gain != 0 and s.samples_per_frame > 0 for s in header.signals)
+    signals = header.signals
+    assert header.rate > 0 and (signals.name or header.segments)
+    assert not any("/" in file for file in signals.file) and all(signals.gain) and all(signals.samples_per_frame)
     comment_labels(header.comments)
 
 

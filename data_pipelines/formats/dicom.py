@@ -5,7 +5,6 @@ import math
 import mmap
 import re
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +63,7 @@ def read(path: str | Path, item: str = "") -> Recording:
         channels = [channel for group in groups for channel in _group(path, group, order)]
         subject, labels = _patient(dataset) or path.stem, _labels(dataset)
     earliest = min(channel.start for channel in channels)
-    channels = [replace(channel, start=channel.start - earliest) for channel in channels]
+    channels = [channel._replace(start=channel.start - earliest) for channel in channels]
     channels.sort(key=lambda channel: channel.derived)
     return Recording(tuple(channels), subject=subject, study=path.stem, source="dicom", labels=labels)
 
@@ -127,7 +126,7 @@ def _group(path: Path, group, order: str) -> list[Channel]:
     channels = [_channel(definition, row, padding, rate, start) for definition, row in zip(definitions, digital)]
     if not all(math.isfinite(channel.start) for channel in channels):
         raise BadInput(path, "a time offset that is no number", "milliseconds", "export it again")
-    return [replace(channel, derived=derived) for channel in channels]
+    return [channel._replace(derived=derived) for channel in channels]
 
 
 def _channel(definition, digital: np.ndarray, padding, rate: float, start: float) -> Channel:

@@ -6,8 +6,7 @@ whether the declared length fits the signal files is checked by the reader, befo
 
 import os
 import re
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,36 +25,43 @@ _SIGNAL = re.compile(
     re.ASCII,
 )
 _WHOLE = re.compile(r"\d{1,15}", re.ASCII)
-_SIGNED = re.compile(r"-?\d{1,12}", re.ASCII)
+_WHOLE_NUMBERS = re.compile(r"(?:-?\d{1,12} )*", re.ASCII)
 _UNSAFE_NAME = re.compile(r"[/\\:\x00-\x20]")
 _AGE = re.compile(r"\bage\b>?\s*:\s*(\d{1,3}(?:\.\d{1,6})?)", re.IGNORECASE)
 _SEX = re.compile(r"\bsex\b>?\s*:\s*(male|female|m|f)\b", re.IGNORECASE)
 
 
-class Signal(NamedTuple):
-    """One signal line: where the samples are and what they mean. `checksum` is None where the header gives none."""
+class Signals(NamedTuple):
+    """The signal lines, a column a field: where the samples of each signal are, and what they mean.
 
-    file: str
-    format: int
-    samples_per_frame: int
-    skew: int
-    offset: int
-    gain: float
-    baseline: int
-    unit: str
-    checksum: int | None
-    name: str
+    `file`, `checksum` (None where the header gives none) and the first value belong to one record; records of a
+    dataset often share all the rest.
+    """
+
+    file: tuple[str, ...]
+    checksum: tuple[int | None, ...]
+    format: tuple[int, ...]
+    samples_per_frame: tuple[int, ...]
+    skew: tuple[int, ...]
+    offset: tuple[int, ...]
+    gain: tuple[float, ...]
+    baseline: tuple[int, ...]
+    unit: tuple[str, ...]
+    name: tuple[str, ...]
+
+    def at(self, members: list[int]) -> "Signals":
+        """Some of them, in the given order."""
+        return Signals(*(tuple([column[i] for i in members]) for column in self))
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """A parsed header.
 
     Attributes:
         path: of the header file.
         rate: frames a second.
         frames: declared length, or None where the header leaves it to the file's size.
-        signals: empty for a multi-segment header.
+        signals: columns of length 0 for a multi-segment header.
         segments: (record name or "~" for a gap, frames); empty for a single-segment header.
         comments: lines after "#", stripped.
     """
@@ -64,9 +70,12 @@ class Header:
     record: str
     rate: float
     frames: int | None
-    signals: tuple[Signal, ...]
+    signals: Signals
     segments: tuple[tuple[str, int], ...]
     comments: tuple[str, ...]
+
+
+_NO_SIGNALS = Signals(*[()] * len(Signals._fields))
 
 
 def comment_fields(comments: tuple[str, ...]) -> dict[str, str]:
@@ -77,6 +86,8 @@ def comment_fields(comments: tuple[str, ...]) -> dict[str, str]:
 
 def comment_labels(comments: tuple[str, ...]) -> dict[str, float]:
     """Age in years, sex (0 male, 1 female), numeric codes ("dx/426783006": 1.0), as far as the comments tell."""
+    if not comments:
+        return {}
     text, labels = "\n".join(comments), {}
     if found := _AGE.search(text):
         labels["age"] = float(found[1])
@@ -89,9 +100,12 @@ def comment_labels(comments: tuple[str, ...]) -> dict[str, float]:
 def read_header(path: Path) -> Header:
     """Reads and checks a header file; raises BadInput for whatever is wrong with it."""
     try:
-        with open(path, "rb") as file:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
             # as long as the file is: `read` allocates what it is asked for
-            content = file.read(min(os.fstat(file.fileno()).st_size, _LARGEST_HEADER + 1))
+            content = os.read(descriptor, min(os.fstat(descriptor).st_size, _LARGEST_HEADER + 1))
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise BadInput(path, "no such file", "a WFDB header", "check the path and the copy of the dataset") from None
     except OSError as error:
@@ -117,9 +131,13 @@ def parse_header(content: bytes, path: Path) -> Header:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         text = content.decode("latin-1")
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
-    comments = tuple(line.lstrip("# \t").rstrip() for _, line in lines if line.startswith("#"))
-    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    lines, comments = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if line.startswith("#"):
+            comments.append(line.lstrip("# \t"))
+        elif line:
+            lines.append((number, line))
     if not lines:
         raise _bad(path, 1, "no record line", "a record line: name, number of signals, rate, length")
     number, line = lines[0]
@@ -138,8 +156,8 @@ def parse_header(content: bytes, path: Path) -> Header:
             raise _bad(
                 path, number, f"segments of {total} frames together", f"the {frames} that the record line declares"
             )
-        return Header(path, record, rate, total, (), parts, comments)
-    return Header(path, record, rate, frames, _signal_lines(body, path), (), comments)
+        return Header(path, record, rate, total, _NO_SIGNALS, parts, tuple(comments))
+    return Header(path, record, rate, frames, _signal_lines(body, path), (), tuple(comments))
 
 
 def _bad(path: Path, line: int, found: str, expected: str) -> BadInput:
@@ -148,25 +166,29 @@ def _bad(path: Path, line: int, found: str, expected: str) -> BadInput:
 
 def _record_line(line: str, number: int, path: Path) -> tuple[str, int | None, int, float, int | None]:
     words = line.split()
-    name, expected = _RECORD.fullmatch(words[0]), "a record line: name, number of signals, rate, length"
-    if not name or len(words) < 2 or not _WHOLE.fullmatch(words[1]):
-        raise _bad(path, number, "something else", expected)
-    rate, frames = 250.0, None
-    if len(words) > 2:
-        match = _RATE.fullmatch(words[2])
-        if not match or not float(match["rate"]) > 0:
-            raise _bad(path, number, "a sampling rate that is no positive number", expected)
-        rate = float(match["rate"])
-    if len(words) > 3:
-        if not _WHOLE.fullmatch(words[3]):
-            raise _bad(path, number, "a length that is no whole number", expected)
-        frames = int(words[3]) or None
+    name = _RECORD.fullmatch(words[0])
+    numbers = _record_numbers(*words[1:4]) if name else "something else"
+    if isinstance(numbers, str):
+        raise _bad(path, number, numbers, "a record line: name, number of signals, rate, length")
     segments = int(name["segments"]) if name["segments"] is not None else None
-    if int(words[1]) == 0:
+    if numbers[0] == 0:
         raise _bad(path, number, "zero channels", "at least one signal")
     if segments == 0:
         raise _bad(path, number, "zero segments", "at least one segment")
-    return name["name"], segments, int(words[1]), rate, frames
+    return name["name"], segments, *numbers
+
+
+@lru_cache(maxsize=4096)
+def _record_numbers(signals: str = "", rate: str = "250", frames: str = "0") -> tuple[int, float, int | None] | str:
+    """Number of signals, rate and length of a record line, or what is wrong with them."""
+    match = _RATE.fullmatch(rate)
+    if not _WHOLE.fullmatch(signals):
+        return "something else"
+    if not match or not float(match["rate"]) > 0:
+        return "a sampling rate that is no positive number"
+    if not _WHOLE.fullmatch(frames):
+        return "a length that is no whole number"
+    return int(signals), float(match["rate"]), int(frames) or None
 
 
 @lru_cache(maxsize=4096)
@@ -184,42 +206,37 @@ def _segment_line(line: str, number: int, path: Path) -> tuple[str, int]:
     return words[0], int(words[1])
 
 
-def _signal_lines(body: list[tuple[int, str]], path: Path) -> tuple[Signal, ...]:
+def _signal_lines(body: list[tuple[int, str]], path: Path) -> Signals:
     # In the headers of a dataset the same lines come again but for the file, the first value and the checksum: what the
     # rest of all lines together means is remembered. Lines of another number of words never pass for these: a word
     # that has shifted is no format.
     words = " ".join([line for _, line in body]).split()
     if len(words) == 9 * len(body):
-        files, first, sums = words[0::9], words[5::9], words[6::9]
+        files, sums = words[0::9], words[6::9]
         known = _known(*words[1::9], *words[2::9], *words[3::9], *words[4::9], *words[7::9], *words[8::9])
-        if known and _all_whole(first) and _all_whole(sums) and all(map(safe_name, set(files))):
-            # a named tuple's own constructor takes four times as long
-            make = partial(tuple.__new__, Signal)
-            return tuple(
-                [make((file, *rest, int(total), name)) for file, total, (rest, name) in zip(files, sums, known)]
-            )
-    return tuple(_parsed_line(number, line, path) for number, line in body)
+        numbers = " ".join([*words[5::9], *sums, ""])
+        if known and _WHOLE_NUMBERS.fullmatch(numbers) and all(map(safe_name, set(files))):
+            return Signals(tuple(files), tuple(map(int, sums)), *known)
+    return Signals(*zip(*(_parsed_line(number, line, path) for number, line in body)))
 
 
 @lru_cache(maxsize=1024)
-def _known(*words: str) -> list | None:
-    """(format to unit, name) of every line; None where a line is not as usual, and `_parsed_line` must decide."""
+def _known(*words: str) -> tuple[tuple, ...] | None:
+    """The columns from format to name; None where a line is not as usual, and `_parsed_line` must decide."""
     count = len(words) // 6
     columns = [words[i * count : (i + 1) * count] for i in range(6)]
     try:
-        return [
-            (_parsed_line(0, f"x {form} {gain} {bits} {zero} 0 0 {block} {name}", Path("x"))[1:8], name)
+        parsed = [
+            _parsed_line(0, f"x {form} {gain} {bits} {zero} 0 0 {block} {name}", Path("x"))
             for form, gain, bits, zero, block, name in zip(*columns)
         ]
     except BadInput:
         return None
+    return tuple(zip(*parsed))[2:]
 
 
-def _all_whole(words: list[str]) -> bool:
-    return all(map(_SIGNED.fullmatch, words))
-
-
-def _parsed_line(number: int, line: str, path: Path) -> Signal:
+def _parsed_line(number: int, line: str, path: Path) -> tuple:
+    """One entry of each column of `Signals`."""
     expected = "a signal line: file, format, gain, resolution, zero, first value, checksum, block size, name"
     match = _SIGNAL.fullmatch(line)
     if not safe_name(match[1] if match else line.split(None, 1)[0]):
@@ -233,8 +250,9 @@ def _parsed_line(number: int, line: str, path: Path) -> Signal:
         raise _bad(path, number, "a gain beyond what float32 holds", expected)
     if spf and not int(spf):
         raise _bad(path, number, "zero samples per frame", "at least one")
-    return Signal(
+    return (
         file,
+        int(checksum) if checksum else None,
         int(form),
         int(spf or 1),
         int(skew or 0),
@@ -242,6 +260,5 @@ def _parsed_line(number: int, line: str, path: Path) -> Signal:
         scale,
         int(baseline or zero or 0),
         unit or "mV",
-        int(checksum) if checksum else None,
         name or "",
     )

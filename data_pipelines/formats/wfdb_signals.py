@@ -1,0 +1,232 @@
+"""The signal files of a WFDB record: own decoder for formats 16, 24, 32, 61 and 212, the `wfdb` package for the others.
+
+The header says where the samples are, so a file's size is compared with the declared length before anything is
+allocated, and the header's checksum of each signal with its samples after they are read: the package does neither.
+"""
+
+import os
+import stat
+import threading
+from functools import lru_cache
+
+import numpy as np
+
+from data_pipelines.errors import BadInput
+from data_pipelines.formats.wfdb_header import Header, Signals
+
+# signal(5): format -> (bytes per sample, the value that means "no sample")
+_FORMATS = {
+    8: (1, None), 16: (2, -(2**15)), 24: (3, -(2**23)), 32: (4, -(2**31)), 61: (2, -(2**15)), 80: (1, -(2**7)),
+    160: (2, -(2**15)), 212: (1.5, -(2**11)), 310: (4 / 3, -(2**9)), 311: (4 / 3, -(2**9)),
+    508: (0, -(2**7)), 516: (0, -(2**15)), 524: (0, -(2**23)),
+}  # fmt: skip
+_OWN = (16, 24, 32, 61, 212)  # 61 too: wfdb 4.3.1 fails on it unless it may scale to physical units
+_FLAC = (508, 516, 524)
+# FLAC's densest frame: a constant block of 65,535 samples in 14 bytes
+_FLAC_SAMPLES_PER_BYTE = 65535 / 14
+_LARGEST_SCRATCH = 1 << 22
+_kept = threading.local()
+
+
+def read_signals(header: Header) -> list[np.ndarray | None]:
+    """Physical samples of each signal of a single-segment header, None for null signals (format 0).
+
+    Returns:
+        float32 [frames * samples per frame] each: (digital - baseline) / gain, rounded once. NaN for missing samples,
+        and beyond the end of a skewed signal.
+
+    Raises:
+        BadInput: a missing or short signal file, an unknown format, a wrong checksum.
+    """
+    files: dict[str, list[int]] = {}
+    for i, (file, form) in enumerate(zip(header.signals.file, header.signals.format)):
+        if form != 0:  # a null signal: it has a name, but no samples
+            files.setdefault(file, []).append(i)
+    out: list[np.ndarray | None] = [None] * len(header.signals.name)
+    folder = os.path.dirname(header.path)
+    for name, members in files.items():
+        file = os.path.join(folder, name)
+        signals = header.signals if len(members) == len(out) else header.signals.at(members)
+        at = 0
+        for digital in _digital(header, file, signals, members):
+            block = signals if len(digital) == len(members) else signals.at(range(at, at + len(digital)))
+            _verify(file, block, digital)
+            for i, samples in zip(members[at:], _physical(block, digital)):
+                out[i] = samples
+            at += len(digital)
+    return out
+
+
+def _digital(header: Header, file: str, signals: Signals, members: list[int]) -> list[np.ndarray]:
+    """Integers as stored, [signals, samples] of all or, where rates differ, of each signal, until the next call."""
+    first = signals.format[0]
+    if first not in _FORMATS or len(set(signals.format)) > 1 or len(set(signals.offset)) > 1:
+        raise BadInput(
+            file, "an unknown storage format, or several in one file", f"one of {sorted(_FORMATS)}", "convert it"
+        )
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
+    except FileNotFoundError:
+        raise _missing(header, file) from None
+    except OSError as error:
+        raise BadInput(file, f"a file that cannot be read ({error.strerror})", "a signal file", "check it") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _missing(header, file)
+        frames = _frames(header, file, signals, status.st_size)
+        if first in _OWN:
+            return _decode(descriptor, file, signals, frames)
+    finally:
+        os.close(descriptor)
+    return _decode_by_library(header, file, members, frames)
+
+
+def _missing(header: Header, file: str) -> BadInput:
+    remedy = "complete the copy of the dataset, or leave the record out"
+    return BadInput(file, "no such file", f"the signal file that {header.path.name} names", remedy)
+
+
+def _frames(header: Header, file: str, signals: Signals, size: int) -> int:
+    """How many frames to read of one signal file: the declared number, if the file is long enough for it."""
+    form, flac = signals.format[0], signals.format[0] in _FLAC
+    per_sample = 1 / _FLAC_SAMPLES_PER_BYTE if flac else _FORMATS[form][0]
+    # the offset of a FLAC file counts samples, not bytes
+    there = int((size - (0 if flac else signals.offset[0])) / (per_sample * sum(signals.samples_per_frame)))
+    frames = header.frames if header.frames is not None or flac else there
+    if frames is None or frames <= 0 or there < frames:
+        found, expected = f"{size} bytes", f"the {frames} frames that {header.path.name} declares"
+        raise BadInput(file, found, expected, "replace the file or the header by the dataset's original")
+    return frames
+
+
+def _decode(descriptor: int, file: str, signals: Signals, frames: int) -> list[np.ndarray]:
+    each = signals.samples_per_frame
+    width, form = sum(each), signals.format[0]
+    count = frames * width
+    size = {24: 3 * count, 32: 4 * count, 212: (3 * count + 1) // 2}.get(form, 2 * count)
+    raw = _bytes(descriptor, file, signals.offset[0], size)
+    if form == 212 and each == (1, 1):  # the pairs of the format are the frames
+        return [_from_212(raw)]
+    if form == 212:
+        flat = _from_212(raw).T.reshape(-1)[:count]
+    elif form == 24:
+        flat = _from_24(raw)
+    else:
+        flat = raw.view({16: "<i2", 61: ">i2", 32: "<i4"}[form])
+    kind = flat.dtype.newbyteorder("=")
+    table = flat.reshape(frames, width)
+    if len(set(each)) == 1:
+        ordered = _scratch("digital", count * kind.itemsize).view(kind).reshape(len(each), frames, each[0])
+        ordered[...] = table.reshape(frames, len(each), each[0]).transpose(1, 0, 2)
+        return [ordered.reshape(len(each), -1)]
+    ends = np.cumsum(each)
+    return [np.ascontiguousarray(table[:, end - n : end], kind).reshape(1, -1) for n, end in zip(each, ends)]
+
+
+def _bytes(descriptor: int, file: str, offset: int, size: int) -> np.ndarray:
+    """uint8 [size]; NumPy's own `fromfile` asks the system ten questions before it reads."""
+    raw, at = _scratch("raw", size), 0
+    while at < size:
+        try:
+            n = os.preadv(descriptor, [raw[at:]], offset + at)  # two gigabytes at most
+        except OSError as error:
+            raise BadInput(
+                file, f"a file that cannot be read ({error.strerror})", "a signal file", "check it"
+            ) from None
+        if n == 0:
+            raise BadInput(file, "a file that shrank while it was read", f"{size} bytes", "read it again")
+        at += n
+    return raw
+
+
+def _scratch(name: str, size: int) -> np.ndarray:
+    """uint8 [size] that the thread's next record overwrites: fresh memory takes longer to get than to fill."""
+    if size > _LARGEST_SCRATCH:
+        return np.empty(size, np.uint8)
+    if size > len(getattr(_kept, name, b"")):
+        setattr(_kept, name, np.empty(size, np.uint8))
+    return getattr(_kept, name)[:size]
+
+
+def _from_24(raw: np.ndarray) -> np.ndarray:
+    wide = np.zeros((len(raw) // 3, 4), np.uint8)
+    wide[:, 1:] = raw.reshape(-1, 3)
+    return wide.view("<i4")[:, 0] >> 8
+
+
+def _from_212(raw: np.ndarray) -> np.ndarray:
+    """Pairs of 12-bit samples in 3 bytes (low byte, two high nibbles, low byte): int16 [2, pairs]."""
+    pairs = -(-len(raw) // 3)
+    if len(raw) < 3 * pairs:
+        raw = np.concatenate([raw, np.zeros(3 * pairs - len(raw), np.uint8)])
+    out = _scratch("digital", 4 * pairs).view(np.int16).reshape(2, pairs)
+    first, second = out
+    # the two bytes that a sample is in, as one number; a shift right extends the sign
+    first[...] = np.ndarray(pairs, "<i2", raw, 0, (3,))
+    first <<= 4
+    first >>= 4
+    high = np.ndarray(pairs, "<i2", raw, 1, (3,)).astype(np.int16)
+    np.left_shift(high, 8, out=second)
+    second >>= 12
+    second <<= 8
+    low = high.view(np.uint16)
+    low >>= 8
+    second |= high
+    return out
+
+
+def _decode_by_library(header: Header, file: str, members: list[int], frames: int) -> list[np.ndarray]:
+    import wfdb  # half a second, and only for the rare formats
+
+    try:
+        # unsmoothed: several samples per frame stay several; unskewed: the checksum is of the samples as stored
+        record = wfdb.rdrecord(
+            str(header.path.with_suffix("")), channels=members, sampto=frames, physical=False, smooth_frames=False,
+            ignore_skew=True,
+        )  # fmt: skip
+    except Exception as error:  # its reader and the FLAC library raise whatever comes to hand
+        found = f"samples that the wfdb package cannot decode ({type(error).__name__})"
+        remedy = "replace the file by the dataset's original"
+        raise BadInput(file, found, f"format {header.signals.format[members[0]]}", remedy) from None
+    return [samples[None] for samples in record.e_d_signal]
+
+
+def _verify(file: str, signals: Signals, digital: np.ndarray) -> None:
+    # summed in the samples' own type: it wraps at a multiple of 65,536, as the checksum does
+    sums = np.add.reduce(digital, axis=1, dtype=digital.dtype).tolist()
+    for name, declared, total in zip(signals.name, signals.checksum, sums):
+        if declared is not None and (total - declared) & 0xFFFF:
+            raise BadInput(
+                file,
+                f"samples of channel {name} that do not add up to the header's checksum",
+                "the samples that the header was written for",
+                "replace the file by the dataset's original, or leave the record out",
+            )
+
+
+def _physical(signals: Signals, digital: np.ndarray) -> list[np.ndarray]:
+    gain, baseline = _scales(signals.gain, signals.baseline, digital.dtype.itemsize)
+    values = digital.astype(gain.dtype)
+    if baseline is not None:
+        values -= baseline
+    values /= gain
+    missing = _FORMATS[signals.format[0]][1]
+    if missing is not None and np.minimum.reduce(digital, axis=None) == missing:
+        values[digital == missing] = np.nan
+    rows = list(values.astype(np.float32, copy=False))
+    if any(signals.skew):
+        for i, (skew, per_frame) in enumerate(zip(signals.skew, signals.samples_per_frame)):
+            late = min(skew * per_frame, len(rows[i]))
+            rows[i] = np.concatenate([rows[i][late:], np.full(late, np.nan, np.float32)])
+    return rows
+
+
+@lru_cache(maxsize=256)
+def _scales(gains: tuple, baselines: tuple, item_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Gains and baselines as columns, baselines None if all are zero."""
+    gain, baseline = np.array(gains)[:, None], np.array(baselines)[:, None]
+    # float32 division of numbers that float32 holds exactly rounds as float64 division does, at half the cost
+    exact = item_size <= 2 and (gain.astype(np.float32) == gain).all() and (np.abs(baseline) < 1 << 23).all()
+    kind = np.float32 if exact else np.float64
+    return gain.astype(kind), baseline.astype(kind) if baseline.any() else None

@@ -55,6 +55,7 @@ class TrainingConfig:
         log_every, eval_every, save_every: in steps. eval_batches: validation batches for each kind of mask.
         keep_checkpoints: how many of the latest steps stay on disk.
         bad_steps: so many non-finite steps in a row stop the run.
+        accumulate: parts in which a batch is computed, one after the other: memory for data.rows / accumulate rows.
     """
 
     steps: int = 100_000
@@ -65,6 +66,7 @@ class TrainingConfig:
     save_every: int = 1000
     keep_checkpoints: int = 2
     bad_steps: int = 10
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)

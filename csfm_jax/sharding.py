@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import BadInput
@@ -46,10 +47,11 @@ def make_mesh(config: "MeshConfig", devices: list[jax.Device] | None = None) -> 
         devices: default all devices of all processes.
 
     Raises:
-        BadInput: the axes do not multiply to the number of devices.
+        BadInput: the axes do not multiply to the number of devices, or slices do not fall on the axis `replica`.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.replica, config.data, config.fsdp, config.tensor]  # as AXES
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     count, shown = len(devices), ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes))
     known = math.prod(s for s in sizes if s != -1)
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
@@ -58,9 +60,16 @@ def make_mesh(config: "MeshConfig", devices: list[jax.Device] | None = None) -> 
         remedy = "change an axis, or set one of them to -1 to take what is left"
         raise BadInput("config.mesh", shown, f"axes that multiply to the {count} devices present", remedy)
     sizes = [count // known if s == -1 else s for s in sizes]
+    if slices > 1 and sizes[0] % slices:
+        expected = f"a multiple of the {slices} slices: their network is too slow for any other axis"
+        raise BadInput("config.mesh.replica", str(sizes[0]), expected, "change it")
     # Auto, said explicitly because make_mesh now defaults to Explicit: batch and parameters share the axis `fsdp`,
     # which Explicit mode refuses unless every weight is resharded by hand at its use; in Auto the compiler gathers it.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    auto = (AxisType.Auto,) * len(AXES)
+    if slices > 1:  # which `make_mesh` refuses
+        within, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+        return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, axis_types=auto)
+    return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
 
 
 @contextlib.contextmanager
@@ -79,7 +88,13 @@ def check(config: "Config", mesh: Mesh) -> None:
     Raises:
         BadInput: naming the field and the mesh axes.
     """
-    sizes = [("config.data.rows", config.data.rows, BATCH_AXES)]
+    parts = config.training.accumulate
+    over = parts * math.prod(mesh.shape[a] for a in BATCH_AXES)
+    if config.data.rows % over:
+        times = f" x {parts} parts (training.accumulate)" if parts > 1 else ""
+        expected = f"a multiple of {over}, the mesh's {' x '.join(BATCH_AXES)}{times}"
+        raise BadInput("config.data.rows", str(config.data.rows), expected, "change it or config.mesh")
+    sizes = []
     for part in ("encoder", "decoder"):
         of = getattr(config, part)
         sizes += [

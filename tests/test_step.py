@@ -5,6 +5,7 @@ Run as a script with a mesh, it prints the losses and gradients of a few steps (
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from csfm_jax import config as config_lib
 from csfm_jax import sharding
@@ -27,8 +29,8 @@ ROWS, TOKENS, VISIBLE, WINDOWS, PATCH, WORDS = 8, 48, 20, 4, 25, 6
 VALUES = {
     "tokens": {"modalities": ["ecg", "ppg"], "text_length": WORDS, "text_vocabulary": 50},
     "data": {"rows": ROWS, "row_tokens": TOKENS, "row_visible": VISIBLE, "row_windows": WINDOWS},
-    "encoder": {"width": 32, "depth": 2, "heads": 2, "head_dim": 16, "mlp": 64, "dropout": 0.1},
-    "decoder": {"width": 16, "depth": 1, "heads": 2, "head_dim": 8, "mlp": 32},
+    "encoder": {"width": 32, "depth": 2, "heads": 8, "head_dim": 4, "mlp": 64, "dropout": 0.1},
+    "decoder": {"width": 16, "depth": 1, "heads": 8, "head_dim": 4, "mlp": 32},
     "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2},
     "training": {"steps": 20},
 }
@@ -80,9 +82,9 @@ class Run:
         self.mesh = sharding.make_mesh(self.config.mesh)
         self.plan = blueprint(self.config, self.optimizer, self.mesh)
         self.state = self.plan.initial()
-        self.step_function = make_train_step(self.plan, self.optimizer, rate, self.config.training.seed)
-
-        self._first = jax.tree.map(np.array, self.state)
+        self.step_function = make_train_step(self.plan, self.optimizer, rate, self.config)
+        if jax.process_count() == 1:
+            self._first = jax.tree.map(np.array, self.state)
 
     def begin(self) -> "Run":
         """Back to step 0, with what is compiled kept."""
@@ -90,13 +92,17 @@ class Run:
         return self
 
     def step(self, batch: TokenBatch):
+        part = ROWS // jax.process_count()
+        begin = part * jax.process_index()
+        local = TokenBatch(*(field[begin : begin + part] for field in batch))
         with sharding.use(self.mesh):
-            self.state, metrics = self.step_function(self.state, to_global(batch, self.mesh))
+            self.state, metrics = self.step_function(self.state, to_global(local, self.mesh))
         return jax.device_get(metrics)
 
 
 def leaves(tree) -> dict[str, np.ndarray]:
-    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+    whole = multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else tree
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(whole)}
 
 
 def first_moments(run) -> dict[str, np.ndarray]:
@@ -131,25 +137,61 @@ def one_device(compiled):
     return trace(compiled.begin())
 
 
-@pytest.mark.parametrize("mesh", [{}, {"replica": 2, "data": 1, "fsdp": -1, "tensor": 2}], ids=["data", "mixed"])
-def test_eight_devices_give_the_losses_and_gradients_of_one(one_device, mesh):
+MESHES = {
+    "data": {},
+    "fsdp": {"data": 1, "fsdp": -1},
+    "tensor": {"data": 1, "tensor": -1},
+    "fsdp x tensor": {"data": 1, "fsdp": -1, "tensor": 2},
+    "replica x fsdp": {"replica": 2, "data": 1, "fsdp": -1},
+    "all": {"replica": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def traced_elsewhere(mesh: dict, processes: int = 1, devices: int = 8, **overrides) -> dict:
+    """The trace of a run on as many devices, which as many processes share."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "8",
+        "JAX_NUM_CPU_DEVICES": str(devices // processes),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    command = [sys.executable, __file__, json.dumps(mesh)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
-    eight = json.loads(result.stdout)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, json.dumps(overrides | {"mesh": mesh}), address, str(processes), str(number)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(processes)
+    ]  # fmt: skip
+    ended = [process.communicate(timeout=300) for process in started]
+    for process, (_, err) in zip(started, ended):
+        assert process.returncode == 0, err[-2000:]
+    return json.loads(ended[0][0].splitlines()[-1])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_eight_devices_give_the_losses_and_gradients_of_one(one_device, mesh):
+    eight = traced_elsewhere(MESHES[mesh])
     assert (one_device["devices"], eight["devices"]) == (1, 8)
-    assert eight["whole"] == (not mesh)  # with fsdp and tensor axes, parameters really are split
-    np.testing.assert_allclose(eight["losses"], one_device["losses"], rtol=1e-5)
-    assert eight["gradients"].keys() == one_device["gradients"].keys()
-    for name, gradient in one_device["gradients"].items():
+    assert eight["whole"] == (mesh == "data")  # with fsdp and tensor axes, parameters really are split
+    assert_equal(one_device, eight)
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "tensor"])
+def test_two_processes_give_the_losses_and_gradients_of_one(one_device, mesh):
+    two = traced_elsewhere(MESHES[mesh], processes=2, devices=2)
+    assert (two["devices"], two["whole"]) == (2, mesh == "data")
+    assert_equal(one_device, two)
+
+
+def assert_equal(one: dict, other: dict) -> None:
+    np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-5)
+    assert other["gradients"].keys() == one["gradients"].keys()
+    for name, gradient in one["gradients"].items():
         scale = np.abs(gradient).max()
-        np.testing.assert_allclose(eight["gradients"][name], gradient, atol=1e-5 * scale + 1e-9, err_msg=name)
+        np.testing.assert_allclose(other["gradients"][name], gradient, atol=1e-5 * scale + 1e-9, err_msg=name)
 
 
 def test_training_lowers_the_loss_and_counts_what_it_saw(run):
@@ -206,5 +248,17 @@ def test_evaluation_has_no_dropout_and_the_same_sums_in_any_split_of_the_rows(ru
         assert halves[0][1][name] + halves[1][1][name] == counts[name] > 0
 
 
+@pytest.mark.parametrize("mesh", ["data", "fsdp x tensor"])
+def test_a_batch_in_parts_gives_the_step_of_the_whole(mesh):
+    whole = {"encoder": VALUES["encoder"] | {"dropout": 0.0}}  # dropout is drawn for each part
+    parts = whole | {"training": VALUES["training"] | {"accumulate": 2}}
+    assert_equal(traced_elsewhere({}, devices=1, **whole), traced_elsewhere(MESHES[mesh], devices=4, **parts))
+
+
 if __name__ == "__main__":
-    print(json.dumps(trace(Run(mesh=json.loads(sys.argv[1])))))
+    overrides, address, processes, number = sys.argv[1:]
+    if int(processes) > 1:
+        jax.distributed.initialize(address, int(processes), int(number))
+    traced = trace(Run(**json.loads(overrides)))
+    if jax.process_index() == 0:  # nobody reads the others' output
+        print(json.dumps(traced))

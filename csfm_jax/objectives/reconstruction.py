@@ -11,6 +11,7 @@ from csfm_jax.models.decoder import Decoded, Decoder
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.models.tokenizer import gather
 from data_pipelines.batch import TokenBatch
+from data_pipelines.signals import TEXT
 
 TARGET_EPS = 1e-6  # added to the variance of a normalised target, as in He et al. 2022
 
@@ -47,16 +48,34 @@ class MaskedReconstruction(nnx.Module):
         names = vocabulary.modalities + (("text",) if vocabulary.text_length else ())
         self.weights = tuple((name, config.objective.weights.get(name, 1.0)) for name in names)
 
-    def __call__(self, batch: TokenBatch, *, key: jax.Array | None = None) -> ObjectiveOutput:
-        """Args: `key` of dropout; None = none (evaluation)."""
+    def target_counts(self, batch: TokenBatch) -> dict[str, jax.Array]:
+        """How many target tokens each part of the loss is a mean over: {"loss/m": float32}."""
+        modality, _ = self._modality_and_samples(batch)
+        counts = {
+            f"loss/{name}": (batch.target & (modality == index)).sum(dtype=jnp.float32)
+            for index, name in enumerate(self.encoder.vocabulary.modalities)
+        }
+        if self.encoder.vocabulary.text_length:
+            counts["loss/text"] = (batch.target & (batch.channel == TEXT)).sum(dtype=jnp.float32)
+        return counts
+
+    def __call__(
+        self, batch: TokenBatch, *, key: jax.Array | None = None, targets: dict[str, jax.Array] | None = None
+    ) -> ObjectiveOutput:
+        """Args:
+        key: of dropout; None = none (evaluation).
+        targets: `target_counts` of the batch that this one is a part of: the losses of its parts then add up to
+            the loss of the whole. None: a batch by itself.
+        """
         decoded = self._decode(batch, key)
         sums, counts = self._signal_errors(decoded, batch)
         if decoded.word_logits is not None:
             wrong, words = _word_errors(decoded, batch)
             sums |= {"loss/text": wrong, "tokens/text": words}
             counts |= {"loss/text": words, "tokens/text": jnp.float32(1)}
-        present = [(w * (counts[f"loss/{m}"] > 0), f"loss/{m}") for m, w in self.weights]
-        total = sum(w * sums[name] / jnp.maximum(counts[name], 1.0) for w, name in present)
+        targets = counts if targets is None else targets
+        present = [(w * (targets[f"loss/{m}"] > 0), f"loss/{m}") for m, w in self.weights]
+        total = sum(w * sums[name] / jnp.maximum(targets[name], 1.0) for w, name in present)
         # A batch without targets (the empty rows that end an epoch) weighs nothing and has loss 0, not NaN.
         weight = sum(w for w, _ in present)
         loss = total / jnp.where(weight > 0, weight, 1.0)

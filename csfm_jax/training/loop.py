@@ -78,7 +78,7 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
         run = Run(config, plan, loader, checkpoints, log, about)
         run.interval = interval_from(saved["interval"]) if saved else Interval()
         validation = Validation(config, plan, stores, workdir / "plans", mesh)
-        train_step = step.make_train_step(plan, optimizer, rate, config.training.seed)
+        train_step = step.make_train_step(plan, optimizer, rate, config)
         for number in range(done + 1, config.training.steps + 1):
             batch, facts = run.next_batch()
             state, metrics = train_step(state, step.to_global(batch, mesh))
@@ -206,7 +206,7 @@ class Validation:
 
 
 def _checked_mesh(config: Config) -> jax.sharding.Mesh:
-    for name in ("steps", "log_every", "eval_every", "eval_batches", "save_every", "bad_steps"):
+    for name in ("steps", "log_every", "eval_every", "eval_batches", "save_every", "bad_steps", "accumulate"):
         if (value := getattr(config.training, name)) < 1:
             raise BadInput(
                 f"config.training.{name}", str(value), "1 or more", "correct it; to do without, exceed steps"

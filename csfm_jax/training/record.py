@@ -26,6 +26,7 @@ FREE = (
     "training.save_every",
     "training.keep_checkpoints",
     "training.bad_steps",
+    "training.accumulate",
     "data.stores",
     "data.tokenizer",
     "data.workers",

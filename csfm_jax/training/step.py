@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from csfm_jax import sharding
+from csfm_jax.config import Config
 from csfm_jax.training.state import Blueprint, TrainState
 from data_pipelines.batch import TokenBatch
 
@@ -37,8 +38,11 @@ class StepMetrics(NamedTuple):
     windows: jax.Array
 
 
-def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, rate: optax.Schedule, seed: int):
+def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, rate: optax.Schedule, config: Config):
     """The compiled step: (TrainState, TokenBatch) -> (TrainState, StepMetrics).
+
+    With `training.accumulate` above 1 the batch is computed in so many parts, one after the other; the loss is that of
+    the whole batch.
 
     The state is donated: its buffers become the next state's. A step whose loss or gradient is not finite leaves
     parameters and optimizer as they were and is counted. Dropout's key is a function of (seed, step), so a resumed
@@ -46,14 +50,9 @@ def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, ra
     """
 
     def step(state: TrainState, batch: TokenBatch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def loss_of(params):
-            output = nnx.merge(plan.graphdef, params)(batch, key=key)
-            return output.loss, output
-
-        (loss, output), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        norm = optax.tree.norm(gradients)
+        key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
+        output, gradients = _gradients(plan, state.params, batch, key, config.training.accumulate)
+        loss, norm = output.loss, optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
@@ -73,6 +72,43 @@ def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, ra
     # Pinned, so that a parameter cannot drift to another placement (and the step be compiled again) after an update.
     whole = NamedSharding(plan.abstract.step.sharding.mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, whole))
+
+
+def _gradients(plan: Blueprint, params: dict, batch: TokenBatch, key: jax.Array, parts: int):
+    """The objective's output for a batch, and the gradient of its loss."""
+
+    def loss_of(params, batch, key, targets):
+        output = nnx.merge(plan.graphdef, params)(batch, key=key, targets=targets)
+        return output.loss, output
+
+    gradient_of = jax.grad(loss_of, has_aux=True)
+    if parts == 1:
+        gradients, output = gradient_of(params, batch, key, None)
+        return output, gradients
+    targets = nnx.merge(plan.graphdef, params).target_counts(batch)
+
+    def add(total, part):
+        number, batch = part
+        gradients, output = gradient_of(params, batch, jax.random.fold_in(key, number), targets)
+        # placed as the parameters are: the sum of parts needs no more memory than one gradient
+        total = jax.tree.map(jnp.add, total, gradients)
+        return jax.lax.with_sharding_constraint(total, plan.shardings.params), output
+
+    zero = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), plan.shardings.params)
+    gradients, outputs = jax.lax.scan(add, zero, (jnp.arange(parts), _in_parts(batch, parts)))
+    output = jax.tree.map(lambda x: x.sum(axis=0), outputs)
+    one = {name: jnp.float32(1) for name in output.counts if name.startswith("tokens/")}  # it is one batch
+    return output._replace(counts=output.counts | one), gradients
+
+
+def _in_parts(batch: TokenBatch, parts: int) -> TokenBatch:
+    """[B, ...] -> [parts, B / parts, ...]: every so many-th row, so that no row leaves its device."""
+
+    def split(x):
+        x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+    return TokenBatch(*map(split, batch))
 
 
 def make_eval_step(plan: Blueprint):

@@ -366,7 +366,7 @@ class CSFMEncoder(nn.Module):
                 rate = modality_of(channel).rate
                 first = int(i * length * rate + 0.5)
                 cut = samples[first : first + int(np.floor(length * rate + 0.5))]
-                window.append((channel, normalise(cut, self.spec.epsilon)))
+                window.append((channel, normalise(cut, epsilon=self.spec.epsilon)))
             windows.append((i * length, window))
         return windows
 

@@ -1,0 +1,112 @@
+"""The real training step, compiled for a topology that is not there."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+import jax
+
+from csfm_jax import sharding
+from csfm_jax.config import Config
+from csfm_jax.models import config as model_config
+from csfm_jax.planning import program
+from csfm_jax.planning.topology import Topology
+from csfm_jax.training.optimizer import learning_rate, make_optimizer
+from csfm_jax.training.state import blueprint
+from csfm_jax.training.step import make_train_step
+from data_pipelines import windows
+from data_pipelines.rows import empty_batch
+
+_SIZE = r"([\d.]+)([KMGT]?)"
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class DoesNotFit:
+    """The compiler's answer to a step that needs more memory than a chip has, in bytes."""
+
+    needed: float
+    available: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """A compiled training step.
+
+    Attributes:
+        parameters: of encoder and decoder together.
+        arguments, outputs, temporaries: bytes a chip; what is donated is counted once, among the arguments.
+        flops: of the program, loops counted once (the compiler's way): comparable between meshes, not a total.
+        program: collectives, memory traffic and kernels, loops counted in full.
+        executable: the compiled step, for `jax.experimental.serialize_executable`.
+    """
+
+    parameters: int
+    arguments: int
+    outputs: int
+    temporaries: int
+    flops: float
+    program: program.Program
+    executable: jax.stages.Compiled
+
+    @property
+    def peak(self) -> int:
+        """Bytes a chip."""
+        return self.arguments + self.outputs + self.temporaries
+
+
+def compile_step(config: Config, topology: Topology) -> Step | DoesNotFit:
+    """Compiles the step of a run, as `csfm train` would on these chips.
+
+    Raises:
+        BadInput: the mesh or the sizes do not fit the chips; no compiler is installed.
+    """
+    config = for_tpu(config)
+    model_config.check(config)
+    mesh = sharding.make_mesh(config.mesh, topology.devices())
+    sharding.check(config, mesh)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    plan = blueprint(config, optimizer, mesh)
+    rate = learning_rate(config.optimizer, config.training.steps)
+    step = make_train_step(plan, optimizer, rate, config)
+    with sharding.use(mesh):
+        lowered = step.trace(plan.abstract, abstract_batch(config, mesh)).lower()
+        try:
+            executable = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return _too_large(str(error))
+    memory = executable.memory_analysis()
+    slice_of = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+    return Step(
+        plan.parameters,
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        memory.temp_size_in_bytes,
+        float(executable.cost_analysis()["flops"]),
+        program.read(executable.as_text(), slice_of),
+        executable,
+    )
+
+
+def for_tpu(config: Config) -> Config:
+    """The config with "auto" resolved as on a TPU: this process runs elsewhere."""
+    if config.encoder.attention != "auto":
+        return config
+    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, attention="splash"))
+
+
+def abstract_batch(config: Config, mesh: jax.sharding.Mesh):
+    """TokenBatch of ShapeDtypeStructs: the global batch, rows over the mesh's data axes."""
+    one = empty_batch(1, windows.capacities(config.tokens, config.data), config.tokens)
+    rows = sharding.batch_sharding(mesh)
+    return type(one)(*(jax.ShapeDtypeStruct((config.data.rows, *x.shape[1:]), x.dtype, sharding=rows) for x in one))
+
+
+def _too_large(message: str) -> DoesNotFit:
+    found = re.search(rf"(?:required|Used) .*?{_SIZE}.*?(?:exceeds|of) .*?{_SIZE}", message)
+    sizes = [float(n) * _UNITS[u] for n, u in re.findall(rf"{_SIZE}B?(?=[ ).,])", message) if u] if not found else []
+    if found:
+        sizes = [float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]]]
+    return DoesNotFit(*(sizes + [float("nan")] * 2)[:2])

@@ -2,9 +2,10 @@
 
 import contextlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -140,3 +141,28 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of every field of a TokenBatch: the first axis (rows) over the data axes, the rest whole."""
     return NamedSharding(mesh, spec("batch", mesh=mesh))
+
+
+class Share(NamedTuple):
+    """Which of the global batch's rows a process reads: part `number` of `parts`."""
+
+    number: int
+    parts: int
+
+
+def rows_share(mesh: Mesh) -> Share:
+    """This process's share of the rows. Processes that only split heads between them read the same rows.
+
+    Raises:
+        BadInput: the row shards of two processes overlap in part.
+    """
+    shards = np.arange(math.prod(mesh.shape[a] for a in BATCH_AXES)).reshape([mesh.shape[a] for a in BATCH_AXES])
+    held: dict[int, set[int]] = {}
+    for index, device in np.ndenumerate(mesh.devices):
+        held.setdefault(device.process_index, set()).add(int(shards[index[: len(BATCH_AXES)]]))
+    groups = sorted({tuple(sorted(held[process])) for process in held})
+    if sum(map(len, groups)) != shards.size or len(set(map(len, groups))) > 1:
+        found = f"{len(held)} processes that share some of their rows but not all"
+        expected = "a tensor axis that lies within a process, or spans whole processes"
+        raise BadInput("config.mesh", found, expected, "change config.mesh.tensor")
+    return Share(groups.index(tuple(sorted(held[jax.process_index()]))), len(groups))

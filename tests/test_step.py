@@ -92,9 +92,8 @@ class Run:
         return self
 
     def step(self, batch: TokenBatch):
-        part = ROWS // jax.process_count()
-        begin = part * jax.process_index()
-        local = TokenBatch(*(field[begin : begin + part] for field in batch))
+        number, parts = sharding.rows_share(self.mesh)
+        local = TokenBatch(*(np.split(field, parts)[number] for field in batch))
         with sharding.use(self.mesh):
             self.state, metrics = self.step_function(self.state, to_global(local, self.mesh))
         return jax.device_get(metrics)

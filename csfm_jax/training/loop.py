@@ -58,7 +58,7 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
             initial.check_resumed(init, saved, str(workdir))
         begun = initial.read(init, config, stores, tokenizer) if init and not saved else None
         about["initial"] = begun.about if begun else saved.get("initial")
-        loader = _loader(config, stores, workdir / "plans", saved.get("data"))
+        loader = _loader(config, stores, workdir / "plans", saved.get("data"), sharding.rows_share(mesh))
         until_end.callback(loader.close)
 
         plan = blueprint(config, optimizer, mesh)
@@ -176,7 +176,7 @@ class Validation:
 
     def __init__(self, config: Config, plan: Blueprint, stores, plans_dir: Path, mesh):
         self._config, self._stores, self._plans_dir, self._mesh = config, stores, plans_dir, mesh
-        self._evaluate = step.make_eval_step(plan)
+        self._evaluate, self._share = step.make_eval_step(plan), sharding.rows_share(mesh)
         self._present = any(np.any(store.index.split == 1) for store in stores)
         if not self._present and jax.process_index() == 0:
             print("no validation subjects in these stores: no held-out loss will be measured", flush=True)
@@ -193,8 +193,8 @@ class Validation:
                 "validation",
                 plans_dir=self._plans_dir / "validation",
                 strategy=kind,
-                host=jax.process_index(),
-                hosts=jax.process_count(),
+                host=self._share.number,
+                hosts=self._share.parts,
             )
             for _, batch in zip(range(self._config.training.eval_batches), batches):
                 outputs = jax.device_get(self._evaluate(params, step.to_global(batch, self._mesh)))
@@ -223,11 +223,11 @@ def _restored(checkpoints: Checkpoints, plan: Blueprint, saved: dict) -> TrainSt
     return plan.resumed(params, moments, saved["step"], saved["bad"], saved["skipped"])
 
 
-def _loader(config: Config, stores, plans_dir: Path, state: dict | None) -> Loader:
-    host, hosts = jax.process_index(), jax.process_count()
+def _loader(config: Config, stores, plans_dir: Path, state: dict | None, share: sharding.Share) -> Loader:
+    host, hosts = share
     tokens, data = config.tokens, config.data
     loader = make_loader(stores, tokens, data, plans_dir=plans_dir, host=host, hosts=hosts, state=state)
-    if hosts > 1:
+    if jax.process_count() > 1:
         # Before the first step: hosts that disagreed would train on batches that nobody planned.
         mine = np.frombuffer(loader.plan_digest.encode()[:32], np.uint8)
         if (multihost_utils.process_allgather(mine) != mine).any():

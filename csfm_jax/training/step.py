@@ -122,7 +122,7 @@ def make_eval_step(plan: Blueprint):
 
 
 def to_global(batch: TokenBatch, mesh: Mesh) -> TokenBatch:
-    """This process's rows -> one global batch whose rows lie over the mesh's data axes."""
+    """This process's rows (`sharding.rows_share`) -> one global batch whose rows lie over the mesh's data axes."""
     rows = sharding.batch_sharding(mesh)
     return TokenBatch(*(jax.make_array_from_process_local_data(rows, np.asarray(field)) for field in batch))
 

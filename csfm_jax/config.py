@@ -54,8 +54,11 @@ class TrainingConfig:
         steps: optimizer steps in all. seed: of initialisation and dropout.
         log_every, eval_every, save_every: in steps. eval_batches: validation batches for each kind of mask.
         keep_checkpoints: how many of the latest steps stay on disk.
-        bad_steps: so many non-finite steps in a row stop the run.
+        bad_steps: so many skipped steps in a row stop the run: not finite, or spikes.
+        spike: a step whose gradient norm is so many times the running mean of the norms is skipped; 0 skips none.
         accumulate: parts in which a batch is computed, one after the other: memory for data.rows / accumulate rows.
+        hang_seconds: a step that takes longer has the stacks of its process printed; 0 never.
+        profile_step, profile_steps: from which step on, and for how many, JAX's profiler runs; 0 never.
     """
 
     steps: int = 100_000
@@ -66,7 +69,11 @@ class TrainingConfig:
     save_every: int = 1000
     keep_checkpoints: int = 2
     bad_steps: int = 10
+    spike: float = 0.0
     accumulate: int = 1
+    hang_seconds: float = 900.0
+    profile_step: int = 0
+    profile_steps: int = 5
 
 
 @dataclass(frozen=True)

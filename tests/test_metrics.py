@@ -20,13 +20,13 @@ from data_pipelines.batch import TokenBatch
 from data_pipelines.signals import CHANNEL_ID, CLS, TEXT
 
 
-def step(loss, tokens, *, finite=True, skipped=0):
+def step(loss, tokens, *, made=True, skipped=0):
     sums, counts = {"mae/ecg": loss * tokens, "rmse/ecg": 4.0 * tokens, "loss/ppg": 0.0}, {}
     counts = {"mae/ecg": tokens, "rmse/ecg": tokens, "loss/ppg": 0.0}
-    return StepMetrics(loss, 2.0, 1e-3, finite, 0, skipped, sums, counts, tokens, tokens // 2, 3)
+    return StepMetrics(loss, 2.0, 1e-3, made, 0, skipped, 2.0, sums, counts, tokens, tokens // 2, 3)
 
 
-FACTS = BatchFacts({"ecg": 1, "ecg+ppg": 3}, planned=40.0, tokens=30, waited=0.5)
+FACTS = BatchFacts({"ecg": 1, "ecg+ppg": 3}, planned=40.0, tokens=30, waited=0.5, position=(0, 0))
 
 
 def test_averages_weigh_by_count_and_roots_come_last():
@@ -43,11 +43,11 @@ def test_averages_weigh_by_count_and_roots_come_last():
 def test_a_bad_step_counts_but_does_not_poison_the_average():
     interval = Interval()
     interval.add(step(1.0, 10), FACTS)
-    interval.add(step(float("nan"), 10, finite=False, skipped=1), FACTS)
+    interval.add(step(float("nan"), 10, made=False, skipped=1), FACTS)
     values = interval.values(50, 25, 1)
     assert values["loss"] == 1.0 and values["mae/ecg"] == 1.0 and values["skipped"] == 1
     alone = Interval()
-    alone.add(step(float("inf"), 10, finite=False, skipped=1), FACTS)
+    alone.add(step(float("inf"), 10, made=False, skipped=1), FACTS)
     json.dumps(alone.values(50, 25, 1), allow_nan=False)  # stays JSON
 
 
@@ -78,11 +78,13 @@ def test_windows_are_counted_by_the_sensors_that_they_really_have():
     window = np.array([[5, 6, -1], [8, 9, -1]])
     fields = dict.fromkeys(TokenBatch._fields)
     batch = TokenBatch(**fields | {"channel": channel, "segment": segment, "window": window})
-    facts = batch_facts(batch, planned_fill=0.75, waited=0.1)
+    facts = batch_facts(batch, planned_fill=0.75, waited=0.1, position=(2, 8))
     assert facts.sensors == {"ecg": 2, "ppg": 1, "ecg+ppg": 1}
     assert (facts.planned, facts.tokens) == (12.0, 11)
     empty = batch._replace(window=np.full((2, 3), -1), channel=0 * channel, segment=0 * segment)
-    assert batch_facts(empty, 0.75, 0.0) == BatchFacts({}, 0.0, 0, 0.0)  # the rows that end an epoch weigh nothing
+    assert batch_facts(empty, 0.75, 0.0, (2, 8)) == BatchFacts(
+        {}, 0.0, 0, 0.0, (2, 8)
+    )  # the rows that end an epoch weigh nothing
 
 
 def test_lines_after_a_step_and_cut_lines_are_dropped(tmp_path):

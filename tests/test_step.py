@@ -212,14 +212,28 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(run):
     before = leaves((run.state.params, run.state.optimizer))
     seen = [run.step(poisoned), run.step(poisoned)]
     after = leaves((run.state.params, run.state.optimizer))
-    assert [(bool(m.finite), int(m.bad), int(m.skipped)) for m in seen] == [(False, 1, 1), (False, 2, 2)]
+    assert [(bool(m.made), int(m.bad), int(m.skipped)) for m in seen] == [(False, 1, 1), (False, 2, 2)]
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value, err_msg=name)
     back = run.step(good)
-    assert (bool(back.finite), int(back.bad), int(back.skipped), int(run.state.step)) == (True, 0, 2, 4)
+    assert (bool(back.made), int(back.bad), int(back.skipped), int(run.state.step)) == (True, 0, 2, 4)
     assert np.isfinite(back.loss)
     moved = leaves((run.state.params, run.state.optimizer))
     assert any((moved[name] != value).any() for name, value in before.items())
+
+
+def test_a_spike_is_skipped_and_the_usual_norm_stands():
+    run = Run(training=VALUES["training"] | {"spike": 5.0})
+    good = fake_batch(0)
+    usual = run.step(good).usual_norm
+    loud = good._replace(patches=good.patches * np.float32(30))
+    before = leaves(run.state.params)
+    spike = run.step(loud)
+    assert np.isfinite(spike.loss) and spike.gradient_norm > 5 * usual
+    assert (bool(spike.made), int(spike.bad), spike.usual_norm) == (False, 1, usual)
+    for name, value in leaves(run.state.params).items():
+        np.testing.assert_array_equal(before[name], value, err_msg=name)
+    assert run.step(good).made
 
 
 def test_dropout_depends_on_seed_and_step_alone(run):

@@ -20,7 +20,7 @@ class Chip:
 
     Attributes:
         kind: `jax.Device.device_kind`, the key of `flops.PEAK`.
-        hbm_bandwidth: bytes a second.
+        hbm: bytes that a program may use, as the compiler says when it refuses one. hbm_bandwidth: bytes a second.
         interconnect: bytes a second that leave a chip over all its links together (half of the bidirectional figure).
         network: bytes a second a chip between slices (the data-centre network, a host's share divided by its chips).
         chips_per_host: of the slices that training uses.
@@ -28,6 +28,7 @@ class Chip:
     """
 
     kind: str
+    hbm: float
     hbm_bandwidth: float
     interconnect: float
     network: float
@@ -43,9 +44,9 @@ class Chip:
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 CHIPS = {
-    "v5e": Chip("TPU v5 lite", 819e9, 200e9, 3.125e9, 4, _FLAT),
-    "v5p": Chip("TPU v5", 2765e9, 600e9, 6.25e9, 4, _CUBES),
-    "v6e": Chip("TPU v6 lite", 1600e9, 400e9, 12.5e9, 4, _FLAT),
+    "v5e": Chip("TPU v5 lite", 15.75 * 2**30, 819e9, 200e9, 3.125e9, 4, _FLAT),
+    "v5p": Chip("TPU v5", 95.74 * 2**30, 2765e9, 600e9, 6.25e9, 4, _CUBES),
+    "v6e": Chip("TPU v6 lite", 31.25 * 2**30, 1600e9, 400e9, 12.5e9, 4, _FLAT),
 }
 
 

@@ -1,6 +1,7 @@
 """The training run: build mesh, data, model, optimizer; restore; step; log; save."""
 
 import contextlib
+import math
 import time
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from csfm_jax.models import config as model_config
 from csfm_jax.models import flops
 from csfm_jax.training import initial, record, step
 from csfm_jax.training.checkpoint import Checkpoints
+from csfm_jax.training.goodput import Goodput
 from csfm_jax.training.metrics import Interval, Log, Speed, averages, batch_facts, interval_from, interval_values
 from csfm_jax.training.optimizer import learning_rate, make_optimizer
 from csfm_jax.training.state import Blueprint, TrainState, blueprint
 from csfm_jax.training.stopping import RunStopped, StopRequest
+from csfm_jax.training.watching import Watch
 from data_pipelines import masking, windows
 from data_pipelines.errors import BadInput
 from data_pipelines.loader import Loader, evaluation_batches, make_loader
@@ -37,6 +40,7 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
         BadInput: anything that the user can correct. RunStopped: too many non-finite steps in a row.
         OSError: ENOSPC when the disk is full; the last good checkpoint stands.
     """
+    began = time.time()
     with contextlib.ExitStack() as until_end:
         # The signals first: whatever comes at any moment from here on ends in a saved checkpoint.
         stop = until_end.enter_context(StopRequest())
@@ -75,13 +79,19 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
         log = until_end.enter_context(Log(workdir, done=done, steps=config.training.steps, write=writes))
         until_end.enter_context(sharding.use(mesh))
 
-        run = Run(config, plan, loader, checkpoints, log, about)
+        goodput = Goodput(workdir / "goodput.json", began, resumed=done > 0, write=writes)
+        run = Run(config, plan, loader, checkpoints, log, about, goodput)
         run.interval = interval_from(saved["interval"]) if saved else Interval()
         validation = Validation(config, plan, stores, workdir / "plans", mesh)
         train_step = step.make_train_step(plan, optimizer, rate, config)
+        watch = until_end.enter_context(Watch(config.training, workdir / "profile"))
+        goodput.started()
         for number in range(done + 1, config.training.steps + 1):
-            batch, facts = run.next_batch()
-            state, metrics = train_step(state, step.to_global(batch, mesh))
+            watch.step(number)
+            with goodput.spent("data"):
+                batch, facts = run.next_batch()
+            with goodput.spent("compile" if number == done + 1 else None):
+                state, metrics = train_step(state, step.to_global(batch, mesh))
             # Only now, with this step under way on the devices, are the metrics of the one before fetched: the host
             # never makes the devices wait.
             run.settle()
@@ -90,11 +100,14 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
             last = stop.asked(number) or number == config.training.steps
             if number % config.training.eval_every == 0:
                 run.settle()
-                log.write("validation", number, validation.measure(state.params))
+                with goodput.spent("evaluate"):
+                    log.write("validation", number, validation.measure(state.params))
             if last or number % config.training.save_every == 0:
                 # Lines up to a checkpoint's step are on disk before it is: a restart drops only later ones.
                 run.settle()
-                run.save(number, state)
+                with goodput.spent("save"):
+                    run.save(number, state)
+            goodput.stepped(number)
             if last:
                 break
         # The context's end waits for the save under way, then closes workers and files.
@@ -109,25 +122,34 @@ class Run:
     """
 
     def __init__(
-        self, config: Config, plan: Blueprint, loader: Loader, checkpoints: Checkpoints, log: Log, about: dict
+        self,
+        config: Config,
+        plan: Blueprint,
+        loader: Loader,
+        checkpoints: Checkpoints,
+        log: Log,
+        about: dict,
+        goodput: Goodput,
     ):
         self._config, self._loader, self._checkpoints, self._log, self._about = config, loader, checkpoints, log, about
+        self._goodput = goodput
         kind, compute = jax.devices()[0].device_kind, config.encoder.compute
         peak = flops.peak(kind, compute)
         per_step = flops.count(config).train * config.data.rows
         self._speed = Speed(per_step, None if peak is None else peak * jax.device_count())
         self._capacities = windows.capacities(config.tokens, config.data)
-        self.pending, self.interval, self._bad, self._skipped = None, Interval(), 0, 0
+        self.pending, self.interval, self._bad, self._skipped, self._usual_norm = None, Interval(), 0, 0, 0.0
         self._fill = {}
 
     def next_batch(self):
         """The next local batch and what the host reads off it."""
-        epoch, began = self._loader.state()["epoch"], time.perf_counter()
+        position, began = self._loader.state(), time.perf_counter()
+        epoch = position["epoch"]
         batch = next(self._loader)
         waited = time.perf_counter() - began
         if epoch not in self._fill:
             self._fill = {epoch: float(self._loader.plans.get(epoch).packing.fill[0])}
-        return batch, batch_facts(batch, self._fill[epoch], waited)
+        return batch, batch_facts(batch, self._fill[epoch], waited, (epoch, position["row"]))
 
     def settle(self) -> None:
         """Fetches the pending step's metrics; writes a line where one is due.
@@ -139,25 +161,37 @@ class Run:
             return
         (number, metrics, facts), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
-        self._bad, self._skipped = int(metrics.bad), int(metrics.skipped)
+        self._bad, self._skipped, self._usual_norm = int(metrics.bad), int(metrics.skipped), float(metrics.usual_norm)
+        if not metrics.made:
+            self._log.write("skipped", number, self._blame(metrics, facts))
         self.interval.add(metrics, facts)
         self._speed.add(metrics, facts)
         if number % self._config.training.log_every == 0:
             row_tokens, row_visible, _ = self._capacities
             values = self.interval.values(row_tokens, row_visible, self._config.data.rows)
-            self._log.write("metrics", number, {**values, **self._speed.values()})
+            self._log.write("metrics", number, {**values, **self._speed.values(), **self._goodput.values()})
+            self._goodput.write()
             self._log.progress(number, values["loss"])
             self.interval = Interval()
         if self._bad >= self._config.training.bad_steps:
             last = self._checkpoints.latest()
             raise RunStopped(
                 f"training step {number}",
-                f"{self._bad} steps in a row with a loss or gradient that is not finite",
+                f"{self._bad} steps in a row whose loss or gradient is not finite, or a spike",
                 f"fewer than config.training.bad_steps = {self._config.training.bad_steps}",
                 f"no update was made since step {number - self._bad}; "
                 + (f"the checkpoint of step {last} stands; " if last is not None else "")
                 + "look at the data, or begin again in another --workdir with a lower config.optimizer.learning_rate",
             )
+
+    def _blame(self, metrics, facts) -> dict:
+        """Of a step that was not made: why, and the whole batch's windows, as rows of the epoch's window table."""
+        epoch, row = facts.position
+        plan = self._loader.plans.get(epoch)
+        windows = [int(w) for r in range(row, row + self._config.data.rows) for w in plan.row(r)]
+        finite = math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)
+        norm = {"gradient_norm": float(metrics.gradient_norm), "usual_norm": self._usual_norm}
+        return {"reason": "spike" if finite else "not finite", **norm, "epoch": epoch, "row": row, "windows": windows}
 
     def save(self, number: int, state: TrainState) -> None:
         """Starts saving the state after step `number`."""
@@ -165,6 +199,7 @@ class Run:
             "step": number,
             "bad": self._bad,
             "skipped": self._skipped,
+            "usual_norm": self._usual_norm,
             "data": self._loader.state(),
             "interval": interval_values(self.interval),
         }
@@ -220,7 +255,8 @@ def _checked_mesh(config: Config) -> jax.sharding.Mesh:
 def _restored(checkpoints: Checkpoints, plan: Blueprint, saved: dict) -> TrainState:
     # Straight into the mesh at hand, which need not be the one that saved; nothing is initialised first.
     params, moments = checkpoints.restore(saved["step"], plan.abstract.params, plan.abstract.optimizer)
-    return plan.resumed(params, moments, saved["step"], saved["bad"], saved["skipped"])
+    scalars = (saved[name] for name in ("step", "bad", "skipped", "usual_norm"))
+    return plan.resumed(params, moments, *scalars)
 
 
 def _loader(config: Config, stores, plans_dir: Path, state: dict | None, share: sharding.Share) -> Loader:

@@ -26,19 +26,22 @@ class BatchFacts:
         sensors: set of modalities ("ecg+ppg") -> windows that have exactly these.
         planned: tokens that the plan put into the rows in use; more than are there where a sensor was off.
         tokens: tokens that are there. waited: seconds that the loop waited for the batch.
+        position: epoch and first row of the global batch.
     """
 
     sensors: dict[str, int]
     planned: float
     tokens: int
     waited: float
+    position: tuple[int, int]
 
 
-def batch_facts(batch: TokenBatch, planned_fill: float, waited: float) -> BatchFacts:
+def batch_facts(batch: TokenBatch, planned_fill: float, waited: float, position: tuple[int, int]) -> BatchFacts:
     """Summarises a host-local batch.
 
     Args:
-        batch: NumPy arrays. planned_fill: tokens of the epoch's plan over its capacity. waited: seconds.
+        batch: NumPy arrays. planned_fill: tokens of the epoch's plan over its capacity. waited: seconds. position: as
+            in `BatchFacts`.
     """
     rows, windows = batch.window.shape
     place = np.arange(rows)[:, None] * (windows + 1) + batch.segment
@@ -50,19 +53,19 @@ def batch_facts(batch: TokenBatch, planned_fill: float, waited: float) -> BatchF
         sensors["+".join(m for i, m in enumerate(MODALITIES) if code >> i & 1)] = int(count)
     used = int(np.count_nonzero((batch.window >= 0).any(axis=1)))
     planned = planned_fill * used * batch.channel.shape[1]
-    return BatchFacts(sensors, planned, int(np.count_nonzero(batch.channel)), waited)
+    return BatchFacts(sensors, planned, int(np.count_nonzero(batch.channel)), waited, position)
 
 
 @dataclass
 class Interval:
     """Sums since the last line. Plain values: it travels in a checkpoint, so that a resumed run's lines are the same.
 
-    Averages are sums over sums of all steps of the interval, never means of means; a step that was not finite
+    Averages are sums over sums of all steps of the interval, never means of means; a step that was not made
     contributes its counters only.
     """
 
     steps: int = 0
-    finite: int = 0
+    made: int = 0
     loss: float = 0.0
     gradient_norm: float = 0.0
     learning_rate: float = 0.0
@@ -87,8 +90,8 @@ class Interval:
         _add(self.sensors, facts.sensors)
         self.planned += facts.planned
         self.present += facts.tokens
-        if metrics.finite:
-            self.finite += 1
+        if metrics.made:
+            self.made += 1
             self.loss += float(metrics.loss)
             self.gradient_norm += float(metrics.gradient_norm)
             _add(self.sums, {k: float(v) for k, v in metrics.sums.items()})
@@ -102,9 +105,9 @@ class Interval:
         """
         windows = sum(self.sensors.values())
         return {
-            "loss": _ratio(self.loss, self.finite),
+            "loss": _ratio(self.loss, self.made),
             **averages(self.sums, self.counts),
-            "gradient_norm": _ratio(self.gradient_norm, self.finite),
+            "gradient_norm": _ratio(self.gradient_norm, self.made),
             "learning_rate": self.learning_rate,
             "fill/tokens": _ratio(self.tokens, self.steps * rows * row_tokens),
             "fill/visible": _ratio(self.visible, self.steps * rows * row_visible),
@@ -157,7 +160,8 @@ class Log:
     """Where lines go. Only process 0 writes.
 
     Args:
-        folder: the work directory: metrics.jsonl (training), validation.jsonl, tensorboard/.
+        folder: the work directory: metrics.jsonl (training), validation.jsonl, skipped.jsonl (steps that were not made,
+            with their windows), tensorboard/.
         done: steps that the restored state has taken; later lines are of a run that was cut off, and are dropped, so
             that each step stands in the file once.
         steps: length of the run, for the progress bar, which is shown on a terminal only.
@@ -167,7 +171,7 @@ class Log:
         self._files, self._board, self._bar = {}, None, None
         if not write:
             return
-        for name in ("metrics", "validation"):
+        for name in ("metrics", "validation", "skipped"):
             path = folder / f"{name}.jsonl"
             drop_lines_after(path, done)
             self._files[name] = open(path, "a", encoding="utf-8")
@@ -187,7 +191,7 @@ class Log:
         line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._files[name].write(json.dumps({"step": step, **line}, allow_nan=False) + "\n")
         self._files[name].flush()
-        for key, value in values.items():
+        for key, value in values.items() if name != "skipped" else ():
             for part, number in (value if isinstance(value, dict) else {"": value}).items():
                 if number is not None:
                     self._board.add_scalar(f"{key}/{part}" if part else key, number, step)

@@ -27,6 +27,8 @@ FREE = (
     "training.keep_checkpoints",
     "training.bad_steps",
     "training.accumulate",
+    "training.hang_seconds",
+    "training.profile",
     "data.stores",
     "data.tokenizer",
     "data.workers",

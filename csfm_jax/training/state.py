@@ -21,7 +21,8 @@ class TrainState(NamedTuple):
         params: nested dict of float32 arrays under plain names ("encoder" / "transformer" / "blocks" / ...).
         optimizer: optax state of the same shardings.
         step: int32, steps taken, skipped ones included.
-        bad: int32, non-finite steps in a row up to now. skipped: int32, non-finite steps in all.
+        bad: int32, skipped steps in a row up to now. skipped: int32, skipped steps in all: not finite, or a spike.
+        usual_norm: float32, running mean of the gradient's norm over the steps that were made; 0 before the first.
     """
 
     params: dict
@@ -29,6 +30,7 @@ class TrainState(NamedTuple):
     step: jax.Array
     bad: jax.Array
     skipped: jax.Array
+    usual_norm: jax.Array
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,10 @@ class Blueprint:
         with sharding.use(self.abstract.step.sharding.mesh):
             return jax.jit(self.build, out_shardings=self.shardings)()
 
-    def resumed(self, params: dict, optimizer: Any, step: int, bad: int, skipped: int) -> TrainState:
+    def resumed(self, params: dict, optimizer: Any, step: int, bad: int, skipped: int, usual_norm: float) -> TrainState:
         """The state as it was saved; the arrays already have their shardings."""
-        place = self.shardings
-        counters = (jax.device_put(np.int32(n), s) for n, s in zip((step, bad, skipped), place[2:]))
-        return TrainState(params, optimizer, *counters)
+        scalars = np.int32(step), np.int32(bad), np.int32(skipped), np.float32(usual_norm)
+        return TrainState(params, optimizer, *map(jax.device_put, scalars, self.shardings[2:]))
 
 
 def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> Blueprint:
@@ -83,7 +84,7 @@ def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mes
     def build() -> TrainState:
         pure = nnx.to_pure_dict(nnx.state(objective()))
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(pure, optimizer.init(pure), zero, zero, zero)
+        return TrainState(pure, optimizer.init(pure), zero, zero, zero, jnp.zeros((), jnp.float32))
 
     with sharding.use(mesh):
         shapes = jax.eval_shape(build)
@@ -91,6 +92,6 @@ def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mes
     of_optimizer = optax.tree_utils.tree_map_params(
         optimizer, lambda _, s: s, shapes.optimizer, placed, transform_non_params=lambda _: whole
     )
-    shardings = TrainState(placed, of_optimizer, whole, whole, whole)
+    shardings = TrainState(placed, of_optimizer, whole, whole, whole, whole)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return Blueprint(graphdef, abstract, build)

@@ -20,7 +20,7 @@ class StepMetrics(NamedTuple):
 
     Attributes:
         loss: what was minimised. gradient_norm: before the clip. learning_rate: of this update.
-        finite: whether the update was made. bad, skipped: as in TrainState, after this step.
+        made: whether the update was made. bad, skipped, usual_norm: as in TrainState, after this step.
         sums, counts: of the objective, by "metric/modality", to be divided after summing over steps.
         tokens, visible, windows: in the batch, padding not counted.
     """
@@ -28,9 +28,10 @@ class StepMetrics(NamedTuple):
     loss: jax.Array
     gradient_norm: jax.Array
     learning_rate: jax.Array
-    finite: jax.Array
+    made: jax.Array
     bad: jax.Array
     skipped: jax.Array
+    usual_norm: jax.Array
     sums: dict
     counts: dict
     tokens: jax.Array
@@ -44,30 +45,34 @@ def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, ra
     With `training.accumulate` above 1 the batch is computed in so many parts, one after the other; the loss is that of
     the whole batch.
 
-    The state is donated: its buffers become the next state's. A step whose loss or gradient is not finite leaves
-    parameters and optimizer as they were and is counted. Dropout's key is a function of (seed, step), so a resumed
-    run draws the same.
+    The state is donated: its buffers become the next state's. A step whose loss or gradient is not finite, or whose
+    gradient is a spike (`training.spike`), leaves parameters and optimizer as they were and is counted. Dropout's key
+    is a function of (seed, step), so a resumed run draws the same.
     """
 
     def step(state: TrainState, batch: TokenBatch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
         output, gradients = _gradients(plan, state.params, batch, key, config.training.accumulate)
         loss, norm = output.loss, optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        made = jnp.isfinite(loss) & jnp.isfinite(norm)
+        usual = state.usual_norm
+        if spike := config.training.spike:
+            made &= (usual == 0) | (norm <= spike * usual)
 
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         updated = optax.apply_updates(state.params, updates), moments
         # A select, not a branch: under a branch both sides would have to be laid out the same way first.
         params, moments = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.optimizer)
+            lambda new, old: jnp.where(made, new, old), updated, (state.params, state.optimizer)
         )
-        bad = jnp.where(finite, 0, state.bad + 1)
-        skipped = state.skipped + ~finite
+        bad = jnp.where(made, 0, state.bad + 1)
+        skipped = state.skipped + ~made
+        usual = jnp.where(made, jnp.where(usual == 0, norm, 0.99 * usual + 0.01 * norm), usual)
         metrics = StepMetrics(
-            loss, norm, rate(state.step - state.skipped), finite, bad, skipped, output.sums, output.counts,
+            loss, norm, rate(state.step - state.skipped), made, bad, skipped, usual, output.sums, output.counts,
             *_sizes(batch),
         )  # fmt: skip
-        return TrainState(params, moments, state.step + 1, bad, skipped), metrics
+        return TrainState(params, moments, state.step + 1, bad, skipped, usual), metrics
 
     # Pinned, so that a parameter cannot drift to another placement (and the step be compiled again) after an update.
     whole = NamedSharding(plan.abstract.step.sharding.mesh, PartitionSpec())

@@ -1,0 +1,166 @@
+"""Compiles a run's training step for TPUs that are not there, and tells whether it fits and how fast it can be.
+
+csfm plan --config=csfm_base --topology=v5e:16x16 --slices=1 --config.data.rows=4096 [--stores=STORES]
+
+Needs the TPU compiler (pip install 'csfm_jax[tpu]') and no TPU. --sweep compares meshes and what is recomputed.
+"""
+
+import dataclasses
+import itertools
+from collections import defaultdict
+
+from csfm_jax import config as configs
+from csfm_jax.config import Config, MeshConfig
+from data_pipelines.errors import BadInput
+
+
+def arguments(parser):
+    parser.add_argument("--config", required=True, help="a config file or the name of a shipped one")
+    parser.add_argument("--topology", required=True, help="generation and shape of a slice, e.g. v5e:16x16, v5p:4x4x4")
+    parser.add_argument("--slices", type=int, default=1, help="slices, joined by the data-centre network")
+    parser.add_argument(
+        "--stores", default="", help="stores whose windows an epoch consists of: prints steps and hours"
+    )
+    parser.add_argument("--largest", action="store_true", help="search for the largest batch that fits: compiles again")
+    parser.add_argument("--sweep", action="store_true", help="compare meshes and encoder.remat, and recommend one")
+
+
+def run(args) -> None:
+    config = configs.load(args.config, args.overrides)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # the compiler is used, not a device
+    from csfm_jax.planning.topology import Topology
+
+    topology = Topology(args.topology, args.slices)
+    hosts = f"{topology.hosts} hosts" + (f", {topology.slices} slices" if topology.slices > 1 else "")
+    print(f"{args.config} on {topology.name}: {topology.chips} chips, {hosts}", flush=True)
+    if args.sweep:
+        _sweep(config, topology)
+        return
+    from csfm_jax.planning.compiled import DoesNotFit, compile_step
+
+    step = compile_step(config, topology)
+    if isinstance(step, DoesNotFit):
+        print(f"does not fit: {_gib(step.needed)} needed, {_gib(step.available)} available a chip")
+    else:
+        _print_step(config, topology, step)
+        if args.stores:
+            _print_epoch(config, topology, step, args.stores)
+    if args.largest:
+        _print_largest(config, topology)
+
+
+def _print_step(config: Config, topology, step) -> None:
+    from csfm_jax.planning.roofline import flops_a_step, roofline
+
+    best, total = roofline(config, step, topology), flops_a_step(config)
+    print(f"parameters: {step.parameters:,}")
+    print(
+        f"memory a chip: {_gib(step.peak)} of {_gib(topology.chip.hbm)} (arguments {_gib(step.arguments)}, "
+        f"temporaries {_gib(step.temporaries)})"
+    )
+    print(f"a step: {config.data.rows:,} rows, {total / 1e12:,.1f} TFLOP, {total / topology.chips / 1e12:.2f} a chip")
+    found = defaultdict(lambda: [0, 0, 0.0])
+    for c in step.program.collectives:
+        place = found[c.kind, c.crosses]
+        place[0], place[1], place[2] = place[0] + 1, place[1] + c.times, place[2] + c.times * c.moved
+    print(f"{'collectives':<22}{'in the program':>15}{'a step':>8}{'MB a chip':>12}")
+    for (kind, crosses), (count, times, moved) in sorted(found.items()):
+        print(f"{kind + (', across' if crosses else ''):<22}{count:>15}{times:>8}{moved / 1e6:>12,.1f}")
+    print(
+        "at best, ms: "
+        + ", ".join(f"{n} {getattr(best, n) * 1e3:.1f}" for n in ("compute", "memory", "interconnect", "network"))
+        + f"; {best.binds} binds"
+    )
+    print(f"step: {best.overlapped * 1e3:.1f} ms with all communication overlapped, {best.serial * 1e3:.1f} with none")
+
+
+def _print_epoch(config: Config, topology, step, stores: str) -> None:
+    from csfm_jax.planning.roofline import roofline
+    from data_pipelines import packing, windows
+    from data_pipelines.store import open_stores
+
+    table = windows.epoch_windows(open_stores(stores, "size"), config.tokens, config.data, "train", 0)
+    capacities = windows.capacities(config.tokens, config.data)
+    rows = packing.plan(table.sizes(), capacities, config.data.seed, 0).rows
+    steps, best = -(-rows // config.data.rows), roofline(config, step, topology)
+    hours = [steps * seconds / 3600 for seconds in (best.overlapped, best.serial)]
+    print(
+        f"an epoch: {len(table):,} windows in {rows:,} rows, {steps:,} steps, {hours[0]:.2g} to {hours[1]:.2g} hours "
+        f"at best; {len(table) / steps / best.serial:,.0f} windows a second without overlap"
+    )
+
+
+def _print_largest(config: Config, topology) -> None:
+    """Memory grows with the rows a chip has: two sizes tell the third, which is then compiled."""
+    from csfm_jax.planning.compiled import DoesNotFit, compile_step
+
+    unit = config.data.rows
+    while isinstance(small := compile_step(_with_rows(config, unit), topology), DoesNotFit):
+        if unit % 2 or unit // 2 < topology.chips:
+            print("largest batch: none fits; split more over fsdp, recompute more (encoder.remat), or shorten the rows")
+            return
+        unit //= 2
+    large = compile_step(_with_rows(config, 2 * unit), topology)
+    best = unit
+    if not isinstance(large, DoesNotFit):
+        slope = max(1, large.peak - small.peak) / unit
+        best = 2 * unit
+        guess = int((topology.chip.hbm - small.peak) / slope) + unit
+        for share in (1.0, 0.95, 0.9):
+            rows = int(guess * share) // topology.chips * topology.chips
+            if rows <= best:
+                break
+            if not isinstance(compile_step(_with_rows(config, rows), topology), DoesNotFit):
+                best = rows
+                break
+    print(f"largest batch found: {best:,} rows, {best / topology.chips:g} a chip")
+
+
+def _with_rows(config: Config, rows: int) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, rows=rows))
+
+
+def _sweep(config: Config, topology) -> None:
+    from csfm_jax.planning.compiled import DoesNotFit, compile_step
+    from csfm_jax.planning.roofline import roofline
+
+    print(f"{'mesh':<26}{'remat':<7}{'GiB a chip':>11}{'overlapped ms':>15}{'serial ms':>11}  binds", flush=True)
+    found = []
+    for mesh, remat in itertools.product(_meshes(topology), ("none", "dots", "full")):
+        encoder = dataclasses.replace(config.encoder, remat=remat)
+        one = dataclasses.replace(config, mesh=mesh, encoder=encoder)
+        name = ", ".join(f"{a}={n}" for a, n in dataclasses.asdict(mesh).items() if n not in (1,))
+        try:
+            step = compile_step(one, topology)
+        except BadInput as error:
+            print(f"{name:<26}{remat:<7}refused: {error}", flush=True)
+            continue
+        if isinstance(step, DoesNotFit):
+            print(f"{name:<26}{remat:<7}{step.needed / 2**30:>11.1f}  does not fit", flush=True)
+            continue
+        best = roofline(one, step, topology)
+        found.append((best.serial, name, remat))
+        print(
+            f"{name:<26}{remat:<7}{step.peak / 2**30:>11.1f}{best.overlapped * 1e3:>15.1f}{best.serial * 1e3:>11.1f}  "
+            f"{best.binds}",
+            flush=True,
+        )
+    if found:
+        seconds, name, remat = min(found)
+        print(f"recommended: {name}, encoder.remat={remat}: {seconds * 1e3:.1f} ms without overlap")
+    else:
+        print("recommended: none fits; take fewer rows (config.data.rows) or more chips")
+
+
+def _meshes(topology) -> list[MeshConfig]:
+    """Whole copies; parameters over a host's, sixteen and all chips; heads over two chips besides."""
+    within = topology.chips // topology.slices
+    sizes = sorted({n for n in (1, topology.chip.chips_per_host, 16, within) if within % n == 0})
+    meshes = [MeshConfig(replica=topology.slices, fsdp=n) for n in sizes]
+    return [*meshes, MeshConfig(replica=topology.slices, tensor=2)]
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -40,6 +40,30 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 BATCH_AXES = dict(RULES)["batch"]
 
 
+def axis_sizes(config: "MeshConfig", devices: int, slices: int = 1) -> dict[str, int]:
+    """How many devices lie along each axis: arithmetic alone, so that a job is checked where its devices are not.
+
+    Args:
+        config: at most one axis is -1 and takes what is left. devices: of all processes. slices: that they come in.
+
+    Raises:
+        BadInput: the axes do not multiply to the number of devices, or slices do not fall on the axis `replica`.
+    """
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    known, shown = math.prod(s for s in sizes.values() if s != -1), ", ".join(f"{a}={s}" for a, s in sizes.items())
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 for axis, size in sizes.items() if axis not in free):
+        raise BadInput("config.mesh", shown, "sizes of 1 or more and at most one -1", "correct the mesh")
+    if devices % known or (known != devices and not free):
+        remedy = "change an axis, or set one of them to -1 to take what is left"
+        raise BadInput("config.mesh", shown, f"axes that multiply to the {devices} devices", remedy)
+    sizes |= {axis: devices // known for axis in free}
+    if sizes["replica"] % slices:
+        expected = f"a multiple of the {slices} slices: their network is too slow for any other axis"
+        raise BadInput("config.mesh.replica", str(sizes["replica"]), expected, "change it")
+    return sizes
+
+
 def make_mesh(config: "MeshConfig", devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh over (replica, data, fsdp, tensor).
 
@@ -51,19 +75,8 @@ def make_mesh(config: "MeshConfig", devices: list[jax.Device] | None = None) -> 
         BadInput: the axes do not multiply to the number of devices, or slices do not fall on the axis `replica`.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [config.replica, config.data, config.fsdp, config.tensor]  # as AXES
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    count, shown = len(devices), ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes))
-    known = math.prod(s for s in sizes if s != -1)
-    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-        raise BadInput("config.mesh", shown, "sizes of 1 or more and at most one -1", "correct the mesh")
-    if count % known or (known != count and -1 not in sizes):
-        remedy = "change an axis, or set one of them to -1 to take what is left"
-        raise BadInput("config.mesh", shown, f"axes that multiply to the {count} devices present", remedy)
-    sizes = [count // known if s == -1 else s for s in sizes]
-    if slices > 1 and sizes[0] % slices:
-        expected = f"a multiple of the {slices} slices: their network is too slow for any other axis"
-        raise BadInput("config.mesh.replica", str(sizes[0]), expected, "change it")
+    sizes = tuple(axis_sizes(config, len(devices), slices).values())
     # Auto, said explicitly because make_mesh now defaults to Explicit: batch and parameters share the axis `fsdp`,
     # which Explicit mode refuses unless every weight is resharded by hand at its use; in Auto the compiler gathers it.
     auto = (AxisType.Auto,) * len(AXES)

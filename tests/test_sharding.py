@@ -73,6 +73,12 @@ def test_a_mesh_that_does_not_divide_is_refused(sizes):
         sharding.make_mesh(MeshConfig(**sizes), jax.devices()[:1])
 
 
+def test_slices_fall_on_replicas():
+    assert sharding.axis_sizes(MeshConfig(replica=2, fsdp=4), 32, slices=2) == dict(replica=2, data=4, fsdp=4, tensor=1)
+    with pytest.raises(BadInput, match="config.mesh.replica: found 1; expected a multiple of the 2 slices"):
+        sharding.axis_sizes(MeshConfig(), 32, slices=2)
+
+
 class FakeMesh:
     shape = {"replica": 1, "data": 4, "fsdp": 2, "tensor": 4}
 

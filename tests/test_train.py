@@ -70,9 +70,9 @@ class Bench:
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
-    def interrupt_at(self, step: int, number: signal.Signals, workdir: Path) -> int:
+    def interrupt_at(self, step: int, number: signal.Signals, workdir: Path, *more: str) -> int:
         """Starts a run and sends it a signal as soon as a step's line is written; returns the exit code."""
-        process = self.start(workdir)
+        process = self.start(workdir, *more)
         while process.poll() is None and last_step(workdir) < step:
             time.sleep(0.005)
         process.send_signal(number)
@@ -150,12 +150,12 @@ def test_killed_and_started_again_it_is_the_run_that_was_never_stopped(bench, fi
     assert lines(tmp_path / "run", "validation") == lines(finished[0], "validation")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(bench, finished, tmp_path, number):
-    assert bench.interrupt_at(9, number, tmp_path / "run") == 0
+@pytest.mark.parametrize("number, code, words", [(signal.SIGTERM, 75, ["--stopped-code=75"]), (signal.SIGINT, 0, [])])
+def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(bench, finished, tmp_path, number, code, words):
+    assert bench.interrupt_at(9, number, tmp_path / "run", *words) == code
     stopped_at = last_step(tmp_path / "run")
     assert checkpoint.finished_steps(tmp_path / "run" / "checkpoints")[-1] == stopped_at < STEPS
-    code, out, _ = bench.run(tmp_path / "run")
+    code, out, _ = bench.run(tmp_path / "run", *words)
     assert code == 0 and f"steps: {stopped_at} done of {STEPS}" in out
     assert learned(tmp_path / "run") == learned(finished[0])
 
@@ -173,7 +173,7 @@ def test_lines_that_average_over_an_interval_survive_a_stop_within_it(bench, fin
 
 def test_a_finished_run_started_again_does_nothing(bench, copy):
     before = (copy / "metrics.jsonl").read_bytes()
-    code, out, _ = bench.run(copy)
+    code, out, _ = bench.run(copy, "--stopped-code=75")
     assert code == 0 and f"{STEPS} done of {STEPS}" in out and (copy / "metrics.jsonl").read_bytes() == before
 
 

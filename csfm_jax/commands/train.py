@@ -2,8 +2,8 @@
 
 csfm train --config=csfm_base --workdir=DIR --config.data.stores=STORES --config.optimizer.learning_rate=3e-4
 
-SIGTERM or Ctrl-C finishes the step, saves and exits with 0; the same command goes on from there. DIR holds
-metrics.jsonl, validation.jsonl, tensorboard/, checkpoints/ and the record of the run.
+SIGTERM or Ctrl-C finishes the step, saves and exits with 0 (or --stopped-code); the same command goes on from there.
+DIR holds metrics.jsonl, validation.jsonl, tensorboard/, checkpoints/ and the record of the run.
 """
 
 import logging
@@ -27,9 +27,16 @@ def arguments(parser):
         action="store_true",
         help="one process of several (TPU pod, SLURM, Open MPI): join the others before anything else",
     )
+    parser.add_argument(
+        "--stopped-code",
+        type=int,
+        default=0,
+        metavar="CODE",
+        help="exit code of a run that a signal ended before its last step: how a scheduler knows that it must go on",
+    )
 
 
-def run(args) -> None:
+def run(args) -> int:
     config = configs.load(args.config, args.overrides)  # before JAX starts: a typo is answered at once
     import jax
 
@@ -39,4 +46,5 @@ def run(args) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     from csfm_jax.training.loop import train
 
-    train(config, args.workdir, init=args.init, command=shlex.join(["csfm", *sys.argv[1:]]))
+    last = train(config, args.workdir, init=args.init, command=shlex.join(["csfm", *sys.argv[1:]]))
+    return args.stopped_code if last < config.training.steps else 0

@@ -28,13 +28,16 @@ from data_pipelines.store import open_stores
 from data_pipelines.text import choose_tokenizer
 
 
-def train(config: Config, workdir: Path, *, command: str, init: str | None = None) -> None:
+def train(config: Config, workdir: Path, *, command: str, init: str | None = None) -> int:
     """Trains to `config.training.steps`, or goes on where an earlier call with this work directory stopped.
 
     Args:
         config: the whole run. workdir: made if absent; see `record.write_folder`, `metrics.Log` and `checkpoint` for
             what lies in it. command: kept with the run. init: weights to begin from, see `initial.read`; a run that
             goes on has no more use for them.
+
+    Returns:
+        The last step that was made; below `config.training.steps` when a signal ended the run.
 
     Raises:
         BadInput: anything that the user can correct. RunStopped: too many non-finite steps in a row.
@@ -86,6 +89,7 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
         train_step = step.make_train_step(plan, optimizer, rate, config)
         watch = until_end.enter_context(Watch(config.training, workdir / "profile"))
         goodput.started()
+        number = done  # a run that is complete makes no step
         for number in range(done + 1, config.training.steps + 1):
             watch.step(number)
             with goodput.spent("data"):
@@ -111,6 +115,7 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
             if last:
                 break
         # The context's end waits for the save under way, then closes workers and files.
+    return number
 
 
 class Run:

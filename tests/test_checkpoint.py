@@ -140,6 +140,19 @@ def test_an_unfinished_step_is_not_used_and_can_be_saved_again(two_steps, tmp_pa
     np.testing.assert_array_equal(restore_params(folder)[1]["cls"], 7 * np.ones(8))
 
 
+def test_a_run_goes_on_from_the_last_intact_step(two_steps, tmp_path, capsys):
+    folder = shutil.copytree(two_steps, tmp_path / "copy")
+    (folder / "2" / "run" / "data.json").unlink()
+    checkpoints = Checkpoints(folder, keep=2)
+    assert checkpoints.latest() == 1 and checkpoints.read_run()["step"] == 1
+    checkpoints.close()
+    assert "data.json" in (said := capsys.readouterr().err) and "goes on from step 1" in said
+    assert (folder / "damaged-2").is_dir()
+    (folder / "1" / "run" / "data.json").unlink()
+    with pytest.raises(BadInput, match="no older step here is intact"):
+        Checkpoints(folder, keep=2)
+
+
 def test_a_path_without_checkpoint_is_bad_input(tmp_path):
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(BadInput, match="finished checkpoint|found nothing"):

@@ -14,16 +14,17 @@ import json
 import os
 import re
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from csfm_jax import config as config_lib
+from csfm_jax.training.together import anywhere, barrier
 from data_pipelines.errors import BadInput
 
 _MANIFEST = re.compile(r"(\d+)\.manifest\.json")
@@ -34,8 +35,12 @@ class Checkpoints:
     """The checkpoints of one run. All methods are called by every process, from the main thread.
 
     Args:
-        folder: WORKDIR/checkpoints; made if absent. Unfinished steps in it are removed.
+        folder: WORKDIR/checkpoints; made if absent. Unfinished steps in it are removed. Every file of the latest step
+            is compared with its manifest; a damaged step is set aside as damaged-<step>, and the one before it counts.
         keep: how many of the latest steps stay; at least 2, so that one intact step stands while the next is written.
+
+    Raises:
+        BadInput: steps there are, but none is intact.
     """
 
     def __init__(self, folder: Path, *, keep: int):
@@ -50,7 +55,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             _remove_unfinished(self.folder)
-        _barrier("checkpoint folder cleaned")
+        barrier("checkpoint folder cleaned")
+        _set_damaged_aside(self.folder)
         self._orbax = ocp.training.Checkpointer(
             self.folder,
             context=_context(),
@@ -90,20 +96,12 @@ class Checkpoints:
                 sealing.result()
 
     def read_run(self) -> dict:
-        """Verifies the latest finished step against its manifest and reads its `run` item; {} where there is no step.
-
-        Raises:
-            BadInput: a file is missing, truncated or changed; names the file, and the step to go back to.
-        """
+        """The `run` item of the latest finished step; {} where there is no step."""
         step = self.latest()
-        if step is None:
-            return {}
-        verify_step(self.folder / str(step), shard=jax.process_index(), shards=jax.process_count())
-        _barrier("checkpoint verified")
-        return self._orbax.load_checkpointables(step, dict(run=None))["run"]
+        return {} if step is None else self._orbax.load_checkpointables(step, dict(run=None))["run"]
 
     def restore(self, step: int, params: dict, optimizer: Any) -> tuple[dict, Any]:
-        """Reads the arrays of a step that `read_run` has verified.
+        """Reads the arrays of the latest step.
 
         Args:
             params, optimizer: abstract trees (ShapeDtypeStruct with sharding) of what to read.
@@ -126,6 +124,28 @@ class Checkpoints:
             write_manifest(self.folder / str(step))
             for number in _numbers(self.folder, manifests=True) - _numbers(self.folder, manifests=False):
                 _manifest_path(self.folder / str(number)).unlink()  # its step has been let go
+
+
+def _set_damaged_aside(folder: Path) -> None:
+    """Every process hashes its share of the latest step's files, and all agree on what is damaged."""
+    while steps := finished_steps(folder):
+        step = folder / str(steps[-1])
+        damage = next(_differences(step, jax.process_index(), jax.process_count(), True), None)
+        if not anywhere(damage is not None):
+            return
+        name, found, expected = damage or ("a file", "another process's finding", "the manifest's content")
+        if len(steps) == 1:
+            raise BadInput(str(step / name), found, expected, _way_back(step))
+        if damage:
+            going = f"it is set aside as damaged-{step.name}, and the run goes on from step {steps[-2]}"
+            print(f"{step / name}: found {found}; expected {expected}; {going}", file=sys.stderr, flush=True)
+        barrier(f"step {step.name} examined")
+        if jax.process_index() == 0:
+            aside = folder / f"damaged-{step.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            step.rename(aside)
+            _manifest_path(step).rename(folder / f"damaged-{step.name}.manifest.json")
+        barrier(f"step {step.name} set aside")
 
 
 def finished_steps(folder: Path) -> list[int]:
@@ -272,11 +292,6 @@ def _integer_keys(tree):
     if not isinstance(tree, dict):
         return tree
     return {int(k) if isinstance(k, str) and k.isdigit() else k: _integer_keys(v) for k, v in tree.items()}
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 @contextlib.contextmanager

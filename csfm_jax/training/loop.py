@@ -7,13 +7,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from csfm_jax import sharding
 from csfm_jax.config import Config
 from csfm_jax.models import config as model_config
 from csfm_jax.models import flops
-from csfm_jax.training import initial, record, step
+from csfm_jax.training import initial, record, step, together
 from csfm_jax.training.checkpoint import Checkpoints
 from csfm_jax.training.goodput import Goodput
 from csfm_jax.training.metrics import Interval, Log, Speed, averages, batch_facts, interval_from, interval_values
@@ -49,6 +48,8 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
         stop = until_end.enter_context(StopRequest())
         # All that can be refused is refused before anything is compiled, cheapest first.
         mesh = _checked_mesh(config)
+        remedy = "start every process with the same command and the same files"
+        together.check_equal("--config", record.config_digest(config), "one configuration everywhere", remedy)
         rate = learning_rate(config.optimizer, config.training.steps)
         optimizer = make_optimizer(config.optimizer, config.training.steps)
         stores = open_stores(config.data.stores, config.data.verify)
@@ -113,6 +114,7 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
                     run.save(number, state)
             goodput.stepped(number)
             if last:
+                goodput.write()
                 break
         # The context's end waits for the save under way, then closes workers and files.
     return number
@@ -265,20 +267,15 @@ def _restored(checkpoints: Checkpoints, plan: Blueprint, saved: dict) -> TrainSt
 
 
 def _loader(config: Config, stores, plans_dir: Path, state: dict | None, share: sharding.Share) -> Loader:
-    host, hosts = share
-    tokens, data = config.tokens, config.data
-    loader = make_loader(stores, tokens, data, plans_dir=plans_dir, host=host, hosts=hosts, state=state)
-    if jax.process_count() > 1:
-        # Before the first step: hosts that disagreed would train on batches that nobody planned.
-        mine = np.frombuffer(loader.plan_digest.encode()[:32], np.uint8)
-        if (multihost_utils.process_allgather(mine) != mine).any():
-            loader.close()
-            raise BadInput(
-                "config.data.stores",
-                "other packing plans on other hosts",
-                "the same stores and settings on every host",
-                "copy the stores again, or let all hosts read them from one place",
-            )
+    loader = make_loader(
+        stores, config.tokens, config.data, plans_dir=plans_dir, host=share.number, hosts=share.parts, state=state
+    )
+    try:  # before the first step: hosts that disagreed would train on batches that nobody planned
+        remedy = "copy the stores again, or let all hosts read them from one place"
+        together.check_equal("config.data.stores", loader.plan_digest, "one packing plan everywhere", remedy)
+    except BadInput:
+        loader.close()
+        raise
     return loader
 
 

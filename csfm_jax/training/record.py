@@ -68,6 +68,12 @@ def describe(config: Config, stores: list[Store], tokenizer: str | None, command
     }
 
 
+def config_digest(config: Config) -> str:
+    """SHA-256 of all that decides what is learned; paths may differ between hosts."""
+    decides = {name: value for name, value in _flat(config.to_dict()).items() if not name.startswith(FREE)}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
 def summary(subjects: list[str]) -> dict:
     """Count and digest of a sorted list of hashed subjects."""
     return {"count": len(subjects), "sha256": hashlib.sha256("\n".join(subjects).encode()).hexdigest()}

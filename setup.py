@@ -41,6 +41,8 @@ EXTRAS = {
         "atheris>=3,<4",
         "pyEDFlib>=0.1.40,<0.2",
         "hypothesis>=6.100,<7",
+        # the TPU compiler: `csfm plan` is tested with it, and needs no TPU
+        "libtpu>=0.0.42,<0.1",
         "pytest>=8.3,<10",
         "pytest-xdist>=3.6,<4",
         "ruff>=0.8,<0.18",

@@ -1,0 +1,155 @@
+"""The compiled step of TPU slices that are not there: what it holds, and that the reading of its text is right."""
+
+import dataclasses
+import importlib.util
+
+import pytest
+
+from csfm_jax import cli
+from csfm_jax import config as configs
+from csfm_jax.planning import program
+from csfm_jax.planning.compiled import DoesNotFit, compile_step
+from csfm_jax.planning.roofline import roofline
+from csfm_jax.planning.topology import Topology
+from data_pipelines.errors import BadInput
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed here"
+)
+
+PROGRAM = """HloModule step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%layer_slice (p0: f32[12,256], p1: s32[]) -> f32[1,256] {
+  %p0 = f32[12,256]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,256]{1,0} dynamic-slice(%p0, %p1, %zero), dynamic_slice_sizes={1,256}
+}
+
+%more (state: (s32[], f32[12,256])) -> pred[] {
+  %state = (s32[], f32[12,256]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %n = s32[]{:T(128)} constant(12)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+%body (state.1: (s32[], f32[12,256])) -> (s32[], f32[12,256]) {
+  %state.1 = (s32[], f32[12,256]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %all = f32[12,256]{1,0} get-tuple-element(%state.1), index=1
+  %one = f32[1,256]{1,0} fusion(%all, %i.1), kind=kLoop, calls=%layer_slice
+  %gathered = f32[4,256]{1,0} all-gather(%one), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  %kernel = f32[4,256]{1,0:S(1)} custom-call(%gathered), custom_call_target="tpu_custom_call"
+  ROOT %out = (s32[], f32[12,256]{1,0}) tuple(%i.1, %all)
+}
+
+ENTRY %main (w: f32[12,256]) -> f32[12,256] {
+  %w = f32[12,256]{1,0} parameter(0)
+  %start = s32[] constant(0)
+  %init = (s32[], f32[12,256]{1,0}) tuple(%start, %w)
+  %loop = (s32[], f32[12,256]{1,0}) while(%init), condition=%more, body=%body
+  %reduced = (f32[256]{0}, f32[256]{0}) all-reduce-start(%w, %w), channel_id=2, replica_groups=mesh['a'=2,'b'=4] {'a'}, to_apply=%add
+  %begun = f32[8]{0} all-gather(%w), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  %ended = f32[8]{0} all-gather(%w), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  ROOT %result = f32[12,256]{1,0} get-tuple-element(%loop), index=1
+}
+"""  # noqa: E501
+
+
+def test_loops_groups_and_slices_are_counted():
+    found = program.read(PROGRAM, slice_of=[0, 0, 0, 0, 1, 1, 1, 1])
+    gather, reduce, overlapped = found.collectives
+    # once in each of 12 turns, among neighbours; three quarters of the result come from others
+    assert (gather.kind, gather.times, gather.group, gather.crosses) == ("all-gather", 12, 4, False)
+    assert gather.moved == 0.75 * 4 * 256 * 4
+    # partitions 0 and 4 are a group along axis "a": in different slices
+    assert (reduce.kind, reduce.times, reduce.group, reduce.crosses) == ("all-reduce", 1, 2, True)
+    assert reduce.moved == 2 * 0.5 * 2 * 256 * 4
+    assert (overlapped.times, overlapped.group) == (1, 2)  # its beginning and its end are one collective
+    assert found.kernels == 12
+    row = 256 * 4  # a turn reads and writes one row of the table, not the table; the kernel's result stays on the chip
+    turn = (row + row + 4) + (row + 4 * row) + 4 * row
+    rest = (2 * row + 2 * 12 * row) + 2 * (32 + 12 * row)
+    assert found.hbm_bytes == 12 * turn + rest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--topology=v5e:3x3"], "v5e:16x16"),
+        (["--topology=v9:2x2"], "v5e:SHAPE"),
+        (["--topology=v5e:2x2", "--slices=0"], "--slices"),
+        (["--topology=v5e:2x2", "--config.mesh.fsdp=3"], "config.mesh"),
+        (["--topology=v5e:2x2", "--config.data.rows=6"], "config.data.rows: found 6; expected a multiple of 4"),
+        (["--topology=v5e:2x2", "--slices=2", "--config.data.rows=16"], "config.mesh.replica"),
+        (["--topology=v5e:4x4", "--config.data.rows=16", "--config.mesh.tensor=8"], "heads"),
+    ],
+)
+@needs_compiler
+def test_what_cannot_be_planned_is_refused_by_name(words, message, capsys):
+    assert cli.main(["plan", "--config=csfm_nano", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def with_(name: str, rows: int, **mesh):
+    config = configs.load(name)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, rows=rows),
+        mesh=dataclasses.replace(config.mesh, **mesh),
+    )
+
+
+def counted(step) -> dict[str, int]:
+    """Collectives in the program, by kind."""
+    kinds = [c.kind for c in step.program.collectives]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+@needs_compiler
+def test_nano_on_four_chips(capsys):
+    assert cli.main(["plan", "--config=csfm_nano", "--topology=v5e:2x2", "--config.data.rows=16"]) == 0
+    said = capsys.readouterr().out
+    assert "parameters: 1,555,891" in said and "all-reduce                          5" in said
+    assert "4 chips, 1 hosts" in said and "binds" in said
+
+
+@needs_compiler
+def test_a_batch_that_is_too_large_is_an_answer(capsys):
+    words = ["plan", "--config=csfm_nano", "--topology=v5e:2x2", "--config.data.rows=160000"]
+    assert cli.main(words) == 0
+    assert "does not fit: " in (said := capsys.readouterr().out) and "15.75 GiB available a chip" in said
+
+
+@needs_compiler
+def test_base_does_on_256_chips_what_it_does_on_16():
+    """The compiler may silently change its strategy with the number of chips: the work of a chip must not grow."""
+    steps = {}
+    for shape in ("4x4", "16x16"):
+        topology = Topology(f"v5e:{shape}")
+        config = with_("csfm_base", 4 * topology.chips)
+        step = compile_step(config, topology)
+        assert not isinstance(step, DoesNotFit)
+        steps[shape] = step
+        assert step.parameters > 1e8 and step.peak < topology.chip.hbm
+        assert step.program.kernels > 0  # splash attention
+        assert counted(step) == {"all-reduce": 8}  # whole copies of the parameters: gradients and sums, nothing else
+        best = roofline(config, step, topology)
+        assert best.network == 0 and best.compute > 0 and best.serial >= best.overlapped
+    few, many = steps["4x4"], steps["16x16"]
+    # four rows a chip on both: sixteen times the chips, a sixteenth of the work of the same batch
+    assert many.flops == pytest.approx(few.flops, rel=0.01)
+    assert many.program.kernels == few.program.kernels
+
+
+def test_topologies():
+    assert (Topology("v5e:16x16").chips, Topology("v5e:16x16").hosts) == (256, 64)
+    assert (Topology("v5p:4x4x4", 2).chips, Topology("v5p:4x4x4", 2).hosts) == (128, 32)
+    with pytest.raises(BadInput, match="v6e:8x8"):
+        Topology("v6e:7x7")

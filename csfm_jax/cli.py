@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "linear probe of a checkpoint against random initialisation",
     "embed": "embeddings of many recordings, to Parquet",
     "show": "a recording on ECG paper with masked patches and their reconstruction, to PNG",
+    "launch": "job files for TPU pods, GKE, SLURM, SkyPilot or this machine",
     "export": "a checkpoint as a self-contained PyTorch folder",
 }
 

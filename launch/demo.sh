@@ -17,7 +17,7 @@ if [ -n "$recordings" ]; then
 else
   source=simulated:subjects=240 steps=650 drawn=simulated:subjects=1,seed=3 labels='rhythm/*,heart_rate' key=()
 fi
-train=(csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" --config.training.steps=$steps)
+train=(csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" --config.training.steps="$steps")
 
 say "recordings -> store"
 csfm prepare --source="$source" --output="$stores" --keep-reports ${key[@]+"${key[@]}"}

@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# Gives the machines back; the run's folder and its stores stay where they are.
+set -euo pipefail
+gcloud compute tpus queued-resources delete @{name} --project=@{project} --zone=@{zone} --force --quiet

@@ -2,6 +2,7 @@
 # make demo RECORDINGS=FOLDER    the same on your own recordings
 # make test                      every test; PYTHON=python3.12 picks another interpreter
 # make fuzz                      100,000 damaged files through every reader; FUZZ=--inputs=1000 for fewer
+# make drill                     runs that are killed, filled up, damaged and moved: as if nothing had been
 # make bench                     the figures of docs/benchmarks.md
 PYTHON ?= python3
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
@@ -13,7 +14,7 @@ DEMO := runs/demo$(if $(RECORDINGS),-recordings)
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: install demo test bench fuzz lint clean
+.PHONY: install demo test bench fuzz drill lint clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +42,9 @@ bench: $(VENV)/.installed-dev
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m fuzz $(FUZZ)
+
+drill: $(VENV)/.installed-dev
+	$(BIN)/python -m drill $(DRILL)
 
 clean:
 	rm -rf .venv .venv-* runs build *.egg-info

@@ -82,8 +82,9 @@ def test_loops_groups_and_slices_are_counted():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--topology=v5e:3x3"], "v5e:16x16"),
-        (["--topology=v9:2x2"], "v5e:SHAPE"),
+        (["--topology=v5e:3x3"], "16x16"),
+        (["--topology=v9:2x2"], "GENERATION:SHAPE"),
+        (["--topology=v4:2x2x1"], "whose speeds are known: v5e, v5p, v6e"),
         (["--topology=v5e:2x2", "--slices=0"], "--slices"),
         (["--topology=v5e:2x2", "--config.mesh.fsdp=3"], "config.mesh"),
         (["--topology=v5e:2x2", "--config.data.rows=6"], "config.data.rows: found 6; expected a multiple of 4"),
@@ -151,5 +152,5 @@ def test_base_does_on_256_chips_what_it_does_on_16():
 def test_topologies():
     assert (Topology("v5e:16x16").chips, Topology("v5e:16x16").hosts) == (256, 64)
     assert (Topology("v5p:4x4x4", 2).chips, Topology("v5p:4x4x4", 2).hosts) == (128, 32)
-    with pytest.raises(BadInput, match="v6e:8x8"):
+    with pytest.raises(BadInput, match="8x16, 16x16"):
         Topology("v6e:7x7")

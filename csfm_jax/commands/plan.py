@@ -157,7 +157,7 @@ def _sweep(config: Config, topology) -> None:
 def _meshes(topology) -> list[MeshConfig]:
     """Whole copies; parameters over a host's, sixteen and all chips; heads over two chips besides."""
     within = topology.chips // topology.slices
-    sizes = sorted({n for n in (1, topology.chip.chips_per_host, 16, within) if within % n == 0})
+    sizes = sorted({n for n in (1, topology.slice.chips_a_host, 16, within) if within % n == 0})
     meshes = [MeshConfig(replica=topology.slices, fsdp=n) for n in sizes]
     return [*meshes, MeshConfig(replica=topology.slices, tensor=2)]
 

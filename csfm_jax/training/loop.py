@@ -176,6 +176,7 @@ class Run:
         if number % self._config.training.log_every == 0:
             row_tokens, row_visible, _ = self._capacities
             values = self.interval.values(row_tokens, row_visible, self._config.data.rows)
+            values |= {"epoch": facts.position[0], "row": facts.position[1]}
             self._log.write("metrics", number, {**values, **self._speed.values(), **self._goodput.values()})
             self._goodput.write()
             self._log.progress(number, values["loss"])

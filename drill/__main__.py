@@ -1,0 +1,232 @@
+"""Breaks small runs in every way that a cluster does, and compares what comes of them with a run that nothing befell.
+
+    python -m drill [--processes=2,4]
+
+Several processes on this machine (JAX with gloo) train a tiny model on a simulated cohort. After each fault the same
+command is given again; then every step must stand in metrics.jsonl once, with the batch (epoch and row) that the
+undisturbed run had there and its loss: bit for bit on as many processes, within 1e-5 of it on another number.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+STEPS, SAVE_EVERY, FAULT_AT = 24, 6, 9
+CONFIG = f"""
+from csfm_jax.config import default
+
+def get_config():
+    c = default()
+    c.tokens.modalities, c.tokens.text_length = ("ecg", "ppg"), 0
+    c.tokens.patch.ecg = c.tokens.patch.ppg = 125
+    c.data.rows, c.data.row_tokens, c.data.row_visible, c.data.row_windows = 4, 160, 60, 6
+    c.data.window.seconds = 5.0
+    for part in (c.encoder, c.decoder):
+        part.width, part.depth, part.heads, part.head_dim, part.mlp = 8, 1, 1, 8, 16
+    c.optimizer.warmup_steps = 5
+    t = c.training
+    t.steps, t.log_every, t.save_every, t.eval_every = {STEPS}, 1, {SAVE_EVERY}, 1000
+    return c
+"""
+
+
+class Cluster:
+    """Runs of some processes; `compiled` is shared by all runs, so that each program is compiled once."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._number = folder, 0
+        (folder / "tiny.py").write_text(CONFIG)
+        stores = folder / "stores"
+        self._do("prepare", "--source=simulated:subjects=24,seed=0", f"--output={stores}")
+        self._stores = stores
+
+    def _do(self, *words):
+        subprocess.run([sys.executable, "-m", "csfm_jax.cli", *words], check=True, stdout=subprocess.DEVNULL)
+
+    def start(self, workdir: Path, processes: int, *more: str) -> list[subprocess.Popen]:
+        words = [sys.executable, "-m", "csfm_jax.cli", "train", f"--config={self.folder / 'tiny.py'}",
+                 f"--workdir={workdir}", f"--config.data.stores={self._stores}", *more]  # fmt: skip
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        }
+        if processes > 1:
+            words.append("--distributed")
+            # JAX learns from SLURM's variables who takes part; its port follows from the job's number
+            environment |= {
+                "SLURM_JOB_ID": str(_free_job()),
+                "SLURM_STEP_NODELIST": "localhost",
+                "SLURM_NTASKS": str(processes),
+            }
+        self._number += 1
+        started = []
+        for rank in range(processes):
+            log = open(self.folder / f"run-{self._number}-{rank}.log", "w")  # noqa: SIM115 (the process holds it)
+            own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+            started.append(subprocess.Popen(words, env=environment | own, stdout=log, stderr=subprocess.STDOUT))
+        return started
+
+    def said(self) -> str:
+        """What the processes of the last run printed."""
+        return "".join(path.read_text() for path in sorted(self.folder.glob(f"run-{self._number}-*.log")))
+
+    def finish(self, running: list[subprocess.Popen], limit: float = 600) -> list[int]:
+        """Exit codes. When one dies of a fault the others are ended too, as launchers do."""
+        until = time.monotonic() + limit
+        while any(p.poll() is None for p in running):
+            if any(p.poll() not in (None, 0) for p in running) or time.monotonic() > until:
+                time.sleep(1)
+                for p in running:
+                    if p.poll() is None:
+                        p.kill()
+            time.sleep(0.05)
+        return [p.wait() for p in running]
+
+    def run(self, workdir: Path, processes: int, *more: str) -> list[int]:
+        return self.finish(self.start(workdir, processes, *more))
+
+
+def _free_job() -> int:
+    for job in range(os.getpid() % 4096, 4096 * 2):
+        with socket.socket() as port, contextlib.suppress(OSError):
+            port.bind(("127.0.0.1", job % 4096 + 61440))
+            return job
+    raise OSError("no free port")
+
+
+def lines(workdir: Path) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def wait_for(running: list[subprocess.Popen], happened) -> None:
+    while not happened() and all(p.poll() is None for p in running):
+        time.sleep(0.002)
+
+
+def reached(workdir: Path, step: int):
+    def happened() -> bool:
+        try:
+            return lines(workdir)[-1]["step"] >= step
+        except (IndexError, ValueError):  # nothing yet, or a line being written
+            return False
+
+    return happened
+
+
+def differences(workdir: Path, expected: list[dict], exact: bool) -> list[str]:
+    """What of the run is not as in the undisturbed one."""
+    found, wrong = lines(workdir), []
+    if [line["step"] for line in found] != list(range(1, STEPS + 1)):
+        return [f"steps {[line['step'] for line in found]}"]
+    for mine, other in zip(found, expected):
+        for name in ("epoch", "row", "fill/tokens", "fill/visible"):
+            if mine[name] != other[name]:
+                wrong.append(f"step {mine['step']}: {name} {mine[name]} instead of {other[name]}")
+        limit = 0.0 if exact else 1e-5 * abs(other["loss"])
+        if abs(mine["loss"] - other["loss"]) > limit:
+            wrong.append(f"step {mine['step']}: loss {mine['loss']} instead of {other['loss']}")
+    return wrong
+
+
+def scenarios(cluster: Cluster, processes: int, expected: list[dict]) -> Iterator[tuple[str, list[str]]]:
+    """(what was done, what went wrong) of each fault."""
+
+    def folder(name: str) -> Path:
+        return cluster.folder / f"{processes}-{name}"
+
+    def again(workdir: Path, on: int = processes) -> list[str]:
+        codes = cluster.run(workdir, on)
+        return [f"exit codes {codes}"] * any(codes) + differences(workdir, expected, on == processes)
+
+    for rank in range(processes):
+        workdir = folder(f"term-{rank}")
+        running = cluster.start(workdir, processes)
+        wait_for(running, reached(workdir, FAULT_AT))
+        running[rank].send_signal(signal.SIGTERM)
+        codes = cluster.finish(running)
+        yield f"SIGTERM to process {rank}", [f"exit codes {codes}"] * any(codes) + again(workdir)
+    for name, rank in (("a step", 0), ("a step", processes - 1), ("a save", processes - 1)):
+        workdir = folder(f"kill-{name}-{rank}".replace(" ", "-"))
+        running = cluster.start(workdir, processes)
+        saving = lambda: any((workdir / "checkpoints").glob(f"{2 * SAVE_EVERY}.orbax*"))  # noqa: B023, E731
+        wait_for(running, reached(workdir, FAULT_AT) if name == "a step" else saving)
+        running[rank].kill()
+        codes = cluster.finish(running)
+        yield (
+            f"kill -9 of process {rank} during {name}",
+            [f"nothing was killed: {codes}"] * (0 in codes) + again(workdir),
+        )
+    for other in {1, 2, 4} - {processes}:
+        workdir = folder(f"on-{other}")
+        running = cluster.start(workdir, processes)
+        wait_for(running, reached(workdir, FAULT_AT))
+        running[0].send_signal(signal.SIGTERM)
+        cluster.finish(running)
+        yield f"stopped, and restarted on {other} processes", again(workdir, on=other)
+    yield "a flipped bit in the newest checkpoint", _flipped(cluster, folder("flip"), processes, again)
+    yield "disk full", _disk_full(cluster, folder("full"), processes, again)
+
+
+def _flipped(cluster, workdir, processes, again) -> list[str]:
+    running = cluster.start(workdir, processes)
+    wait_for(running, reached(workdir, 2 * SAVE_EVERY + 2))
+    running[0].send_signal(signal.SIGTERM)
+    cluster.finish(running)
+    newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    wrong = again(workdir)
+    return wrong + ["it does not say which file"] * (str(victim) not in cluster.said())
+
+
+def _disk_full(cluster, workdir, processes, again) -> list[str]:
+    workdir.mkdir()
+    small, large = "size=600k", "size=100m"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", small, "tmpfs", str(workdir)], capture_output=True).returncode:
+        return ["NOT TRIED: a small file system cannot be mounted here (needs root)"]
+    try:
+        codes, said = cluster.run(workdir, processes), cluster.said()
+        wrong = ["the disk was large enough"] * (not any(codes)) + ["it is not named"] * (
+            "no space" not in said.lower()
+        )
+        subprocess.run(["mount", "-o", f"remount,{large}", str(workdir)], check=True)
+        return wrong + again(workdir)
+    finally:
+        subprocess.run(["umount", "-l", str(workdir)], check=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", default="2,4", help="numbers of processes to drill with")
+    args = parser.parse_args()
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="csfm-drill-") as folder:
+        cluster = Cluster(Path(folder))
+        for processes in map(int, args.processes.split(",")):
+            undisturbed = Path(folder) / f"{processes}-undisturbed"
+            if any(codes := cluster.run(undisturbed, processes)):
+                print(f"{processes} processes, undisturbed: exit codes {codes}\n{cluster.said()[-2000:]}")
+                return 1
+            for what, wrong in scenarios(cluster, processes, lines(undisturbed)):
+                failed += bool(wrong)
+                print(f"{processes} processes, {what}: {'; '.join(wrong[:3]) or 'as if nothing had been'}", flush=True)
+                if wrong:
+                    print("\n".join(cluster.said().splitlines()[-8:]), flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

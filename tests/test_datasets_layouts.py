@@ -181,6 +181,32 @@ def test_echonext(tmp_path):
     assert recording.labels == {"echo/shd_moderate_or_greater": 0.0, "age": 70.0, "sex": 0.0}
     with pytest.raises(BadInput, match="shape"):
         source.read(entries[1])
+    np.save(tmp_path / "EchoNext_train_waveforms.npy", np.concatenate([train, train[:1]]))
+    with pytest.raises(BadInput, match="found 3 rows; expected the 2"):  # of another release: no position is sure
+        source.read(entries[0])
+
+
+@pytest.mark.parametrize("dataset", ["mitdb", "cinc2018", "sleep_edf", "echonext"])
+def test_what_lies_beside_a_record_is_no_link_out_of_the_folder(tmp_path, dataset):
+    root, secret = tmp_path / "in", tmp_path / "secret"
+    if dataset == "mitdb":
+        record(root / "100", ("MLII",))
+        beside = root / "100.atr"
+    elif dataset == "cinc2018":
+        record(root / "training" / "tr03-0005" / "tr03-0005", ("ECG",), rate=200)
+        beside = root / "training" / "tr03-0005" / "tr03-0005.arousal"
+    elif dataset == "sleep_edf":
+        beside = root / "sleep-cassette" / "SC4001EC-Hypnogram.edf"
+        beside.parent.mkdir(parents=True)
+        beside.with_name("SC4001E0-PSG.edf").write_bytes(b"")
+    else:
+        table(root / "EchoNext_metadata_100k.csv", ("ecg_key", "patient_key", "split"), ("e1", "p1", "train"))
+        beside = root / "EchoNext_train_waveforms.npy"
+    secret.write_bytes(b"")
+    beside.symlink_to(secret)
+    source = only(root)
+    with pytest.raises(BadInput, match="leads out of the folder"):
+        source.read(source.entries()[0])
 
 
 def test_sph_with_its_records_folder(tmp_path):

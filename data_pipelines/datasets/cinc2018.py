@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_pipelines.datasets.source import Entry, Source, number, read_table, sorted_entries
 from data_pipelines.formats.wfdb_annotations import read_annotations
+from data_pipelines.inside import inside
 from data_pipelines.recording import Recording
 
 
@@ -42,7 +43,7 @@ class CinC2018(Source):
 
     def signals(self, entry: Entry) -> Recording:
         recording = super().signals(entry)
-        file = self.file_of(entry).with_suffix(".arousal")
+        file = inside(self.file_of(entry).with_suffix(".arousal"), self.root)
         if not file.is_file() and entry.path.startswith("test/"):
             return recording
         return replace(recording, events=read_annotations(file, recording.channels[0].rate, recording.seconds))

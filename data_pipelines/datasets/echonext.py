@@ -7,6 +7,7 @@ import numpy as np
 
 from data_pipelines.datasets.source import Entry, Source, number, read_table, sorted_entries
 from data_pipelines.errors import BadInput
+from data_pipelines.inside import inside
 from data_pipelines.recording import Channel, Recording
 
 _LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -37,7 +38,8 @@ class EchoNext(Source):
         return any((folder / name).is_file() for name in _TABLES)
 
     @cached_property
-    def _rows(self) -> dict[str, dict[str, str]]:
+    def _listed(self) -> tuple[dict[str, dict[str, str]], dict[str, int]]:
+        """Key -> row of the table with its position in the split's array, and how many rows each split has."""
         table = next(self.root / name for name in _TABLES if (self.root / name).is_file())
         rows, counts = {}, dict.fromkeys(_SPLITS, 0)
         for row in read_table(table, self.columns):
@@ -45,7 +47,11 @@ class EchoNext(Source):
             if split in _SPLITS:
                 rows[row["ecg_key"]] = row | {"row": str(counts[split]), "split": split}
                 counts[split] += 1
-        return rows
+        return rows, counts
+
+    @property
+    def _rows(self) -> dict[str, dict[str, str]]:
+        return self._listed[0]
 
     def entries(self) -> list[Entry]:
         return sorted_entries(
@@ -55,10 +61,11 @@ class EchoNext(Source):
 
     def signals(self, entry: Entry) -> Recording:
         name, _, row = entry.path.partition("#")
-        array = _mapped(self.root / name)
-        if not int(row) < len(array):
-            expected = "a row for every row of the split in the table"
-            raise BadInput(self.root / name, f"{len(array)} rows", expected, "complete the download")
+        file = inside(self.root / name, self.root)
+        array, listed = _mapped(file), self._listed[1][self._rows[entry.study]["split"]]
+        if len(array) != listed:  # rows are matched by their position
+            expected = f"the {listed} that the table has of this split"
+            raise BadInput(file, f"{len(array)} rows", expected, "use the table and the arrays of one release")
         window = np.asarray(array[int(row), 0], np.float32)
         channels = tuple(Channel(lead, _RATE, "mV", window[:, i].copy()) for i, lead in enumerate(_LEADS))
         return Recording(channels, entry.subject, entry.study, self.name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_pipelines.datasets.source import Entry, Source, sorted_entries
 from data_pipelines.formats.wfdb_annotations import BEATS, read_annotations
+from data_pipelines.inside import inside
 from data_pipelines.recording import Recording
 
 # de Chazal et al. 2004: the division that most of the literature uses; the four paced records are in neither part
@@ -39,7 +40,7 @@ class MITDB(Source):
 
     def signals(self, entry: Entry) -> Recording:
         recording = super().signals(entry)
-        file = self.file_of(entry).with_suffix(".atr")
+        file = inside(self.file_of(entry).with_suffix(".atr"), self.root)
         return replace(recording, events=read_annotations(file, recording.channels[0].rate, recording.seconds))
 
     def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:

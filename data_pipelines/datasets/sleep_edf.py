@@ -7,6 +7,7 @@ from pathlib import Path
 from data_pipelines.datasets.source import Entry, Source, sorted_entries
 from data_pipelines.errors import BadInput
 from data_pipelines.formats.edf import read_events
+from data_pipelines.inside import inside
 from data_pipelines.recording import Recording
 
 _NIGHT = re.compile(r"(SC4|ST7)(\d\d)\d[A-Z]\w-PSG\.edf")
@@ -42,7 +43,8 @@ class SleepEDF(Source):
 
     def signals(self, entry: Entry) -> Recording:
         path = self.file_of(entry)
-        hypnogram = next(path.parent.glob(f"{path.name[:7]}*-Hypnogram.edf"), None)
+        found = path.parent.glob(f"{path.name[:7]}*-Hypnogram.edf")
+        hypnogram = next((file for file in found if inside(file, self.root).is_file()), None)
         if hypnogram is None:
             raise BadInput(path.parent, "no hypnogram of a recording", "one for each", "complete the download")
         return replace(super().signals(entry), events=read_events(hypnogram))

@@ -318,3 +318,15 @@ def test_ptbxl(shared_data, tmp_path, spec):
         slow = channel.signal[::2] - np.median(channel.signal)
         fit = [np.corrcoef(slow[500:2000], samples[500 + lag : 2000 + lag])[0, 1] for lag in (-2, 0, 2)]
         assert fit[1] > 0.6 and np.argmax(fit) == 1
+
+
+def test_files_of_one_subject_by_their_sidecars_lie_in_one_split(tmp_path):
+    folder, samples = tmp_path / "ward", np.random.default_rng(0).normal(size=(12, 1000))
+    folder.mkdir()
+    for i, values in enumerate(samples):
+        (folder / f"{i}.csv").write_text("\n".join(map(str, values)))
+        note = {"rate": 250, "channels": ["II"], "unit": "mV", "subject": "a" if i % 2 else "b"}
+        (folder / f"{i}.csv.json").write_text(json.dumps(note))
+    (source,) = open_sources(folder)
+    totals = prepare(source, tmp_path / "store", key=KEY).totals
+    assert (totals["recordings"], totals["subjects"]) == (12, 2)

@@ -240,12 +240,42 @@ def test_one_description_serves_a_folder_and_text_without_one_is_no_recording(tm
         ({"rates": 5}, "unknown field"), ({"rate": 0}, "no rate"), ({"rate": "fast"}, "another kind"),
         ({"channels": []}, "none"), ({"channels": [1]}, "another form"), ({"channels": [{"nam": "x"}]}, "another form"),
         ({"axis": "rows"}, "another word"), ({"channels": ["II"]}, "array of shape"), ({"rate": True}, "another kind"),
+        ({"rate": 10**400}, "no rate"),
+        *(({"mains": mains}, "no frequency of mains") for mains in (np.inf, np.nan, -50, 0, 1e300, 10**400)),
     ],
 )  # fmt: skip
 def test_a_wrong_sidecar_is_refused(tmp_path, fields, found):
     np.save(tmp_path / "x.npy", X)
     with pytest.raises(BadInput, match=found):
         data_pipelines.read(describe(tmp_path / "x.npy", **fields))
+
+
+def test_a_description_from_outside_the_source_is_refused(tmp_path):
+    source = tmp_path / "all" / "source"
+    source.mkdir(parents=True)
+    np.save(source / "x.npy", X)
+    above, own = tmp_path / "all" / "recordings.json", source / "x.npy.json"
+    above.write_text('{"rate": 50, "channels": ["II", "PPG"], "subject": "somebody"}')
+    assert formats.read(source / "x.npy").subject == "somebody"  # alone, it belongs to no source
+    for _ in range(2):
+        assert formats.find(source)[0] == [("x.npy", "")]
+        with pytest.raises(BadInput, match="leads out of the folder"):
+            formats.read(source / "x.npy", root=source)
+        if not own.exists():
+            own.symlink_to(above)
+
+
+def test_a_name_with_a_hash_is_a_file_or_a_folder_before_it_is_an_item(tmp_path):
+    folder = tmp_path / "ward #7"
+    folder.mkdir()
+    for name in ("x.h5", "y#1.h5"):
+        with h5py.File(folder / name, "w") as file:
+            file["ecg"], file["id"] = np.stack([X[:, :1]] * 2), np.array(["a", "b#2"], "S3")
+        describe(folder / name, dataset="ecg", items="id", channels=["II"])
+    found = [name for name, _ in formats.find(tmp_path)[0]]
+    assert found == ["ward #7/x.h5#a", "ward #7/x.h5#b#2", "ward #7/y#1.h5#a", "ward #7/y#1.h5#b#2"]
+    for name in found:
+        assert formats.read(tmp_path / name, root=tmp_path).seconds == 5
 
 
 def test_every_recording_at_hand_is_read_or_refused_with_its_reason(shared_data):

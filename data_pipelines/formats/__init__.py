@@ -16,15 +16,19 @@ and imports the library it needs only when it reads: the extra `[formats]` insta
 
 import importlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 from data_pipelines.errors import BadInput
+from data_pipelines.formats.sidecar import find_sidecar, read_sidecar
+from data_pipelines.inside import inside
 from data_pipelines.recording import Recording
 
 HEAD = 4096
 # those with an unmistakable beginning come first; `tables` takes any text, if a sidecar describes it
 READERS = ("edf", "dicom", "hdf5", "matlab", "wav", "arrays", "vendor", "wfdb", "tables")
+_DESCRIBED = tuple(f"{__name__}.{name}" for name in ("hdf5", "matlab", "wav", "arrays", "tables"))  # by a sidecar
 
 
 def read(path: str | Path, root: str | Path | None = None) -> Recording:
@@ -87,8 +91,9 @@ def find(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
         if path in belonging:
             continue
         name = path.relative_to(folder).as_posix()
-        for item in _items(module, path):
-            out.append((f"{name}#{item}" if item else name, _person(module, path, item)))
+        told = _subject(path, folder)
+        for item in _items(module, path, folder):
+            out.append((f"{name}#{item}" if item else name, _person(module, path, item, folder) or told))
     suffixes: dict[str, int] = {}
     for path in unknown:
         if path not in belonging:
@@ -104,23 +109,39 @@ def _parts(module: ModuleType, path: Path) -> list[Path]:
         return []
 
 
-def _items(module: ModuleType, path: Path) -> list[str]:
+def _items(module: ModuleType, path: Path, folder: Path) -> list[str]:
     try:
+        _stay_inside(module, path, folder, parts=())
         return module.items(path) if hasattr(module, "items") else [""]
     except BadInput:
         return [""]
 
 
-def _person(module: ModuleType, path: Path, item: str) -> str:
+def _person(module: ModuleType, path: Path, item: str, folder: Path) -> str:
     try:
-        return module.person(path, item) if hasattr(module, "person") else ""
+        return module.person(inside(path, folder), item) if hasattr(module, "person") else ""
+    except BadInput:
+        return ""
+
+
+def _subject(path: Path, folder: Path) -> str:
+    """Whom the sidecar names: for files of every format, since one may lie beside any."""
+    try:
+        described = find_sidecar(path)
+        return read_sidecar(path).subject if described and inside(described, folder) else ""
     except BadInput:
         return ""
 
 
 def _split_item(path: Path) -> tuple[Path, str]:
-    name, hash_, item = str(path).partition("#")
-    return (Path(name), item) if hash_ and not path.exists() else (path, "")
+    """File and item; both may have "#" in their names, so the longest name of a file counts."""
+    name = str(path)
+    at = len(name)
+    while at > 0:
+        if os.path.isfile(name[:at]):
+            return Path(name[:at]), name[at + 1 :]
+        at = name.rfind("#", 0, at)
+    return path, ""
 
 
 def _with_header(path: Path) -> Path:
@@ -133,9 +154,10 @@ def _with_header(path: Path) -> Path:
     return path
 
 
-def _stay_inside(module: ModuleType, path: Path, root: Path | None) -> None:
-    places = [root.resolve()] if root is not None else [path.parent.resolve(), path.resolve().parent]
-    for file in (path, *(module.parts(path) if hasattr(module, "parts") else ())):
-        target = file.resolve()
-        if not any(target.is_relative_to(place) for place in places):
-            raise BadInput(file, "a link that leads out of the folder", "files inside it", "copy the file there")
+def _stay_inside(module: ModuleType, path: Path, root: Path | None, parts: Iterable[Path] | None = None) -> None:
+    if parts is None:
+        parts = module.parts(path) if hasattr(module, "parts") else ()
+    for file in (path, *parts):
+        inside(file, *([root] if root is not None else [path.parent, path.resolve().parent]))
+    if module.__name__ in _DESCRIBED and (described := find_sidecar(path)):
+        inside(described, root if root is not None else described.parent)

@@ -28,6 +28,7 @@ FOLDER_NAME = "recordings.json"
 _FIELDS = ("rate", "time", "channels", "unit", "dataset", "axis", "items", "subject", "mains")
 _LARGEST = 1 << 20  # bytes
 _PARENTS = 3
+_HIGHEST_MAINS = 1000  # Hz; aircraft have 400
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def _checked(file: Path, values: dict) -> Sidecar:
             raise BadInput(f"{file}: {name}", "a value of another kind", "see docs/formats.md", "correct it")
         return value
 
-    rate, mains = float(get("rate", (int, float), 0)), get("mains", (int, float, type(None)), None)
+    rate, mains = get("rate", (int, float), 0), get("mains", (int, float, type(None)), None)
+    if mains is not None and not 0 < mains < _HIGHEST_MAINS:
+        raise BadInput(f"{file}: mains", "no frequency of mains", "a number of Hz, as 50 or 60", "correct it")
     if not (0 < rate < 1e7 or (rate == 0 and "time" in values)):
         raise BadInput(f"{file}: rate", "no rate", "a number of Hz above 0, or a time column", "add it")
     if get("axis", str, "samples") not in ("samples", "channels"):
@@ -98,7 +101,7 @@ def _checked(file: Path, values: dict) -> Sidecar:
     if not channels:
         raise BadInput(f"{file}: channels", "none", "at least one", "name them")
     return Sidecar(
-        file, rate, get("time", str, ""), channels, get("dataset", str, ""), get("axis", str, "samples"),
+        file, float(rate), get("time", str, ""), channels, get("dataset", str, ""), get("axis", str, "samples"),
         get("items", str, ""), get("subject", str, ""), float(mains) if mains is not None else None,
     )  # fmt: skip
 

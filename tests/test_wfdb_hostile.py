@@ -1,5 +1,6 @@
 """Whatever a WFDB header or signal file holds, the reader answers with samples or with one clear line."""
 
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import data_pipelines
 from data_pipelines.errors import BadInput
+from data_pipelines.formats import wfdb_header
 from data_pipelines.formats.wfdb_header import comment_labels, parse_header
 
 GOOD = "rec 1 250 100\nrec.dat 16 200/mV 16 0 0 {checksum} 0 I\n"
@@ -132,6 +134,57 @@ def test_segments_that_do_not_fit_their_layout_are_refused(record, layout, says)
     assert says in refusal(record.with_name("all.hea"))
 
 
+def test_segments_of_a_fixed_layout_have_the_same_names(record):
+    write_segment(record.parent / "a.hea", "I", "V1")
+    write_segment(record.parent / "b.hea", "V1", "I")
+    record.with_name("all.hea").write_text("all/2 2 250 200\na 100\nb 100\n")
+    message = refusal(record.with_name("all.hea"))
+    assert "b.hea" in message and "another name" in message
+    write_segment(record.parent / "b.hea", "I")
+    assert "another name" in refusal(record.with_name("all.hea"))
+
+
+def test_a_null_signal_of_a_segment_keeps_its_place(record):
+    write_segment(record.parent / "a.hea", "I", "II", "V1")
+    write_segment(record.parent / "b.hea", "I", None, "V1")
+    record.with_name("fixed.hea").write_text("fixed/2 3 250 200\na 100\nb 100\n")
+    first, second, third = (channel.signal for channel in data_pipelines.read(record.with_name("fixed.hea")).channels)
+    assert (first[100], third[100]) == (1, 3) and np.isnan(second[100:]).all() and second[99] == 2
+
+
+def test_channels_of_one_name_are_matched_in_order(record):
+    write_segment(record.parent / "a.hea", "ABP", "ABP")
+    record.with_name("layout.hea").write_text("layout 2 250 0\n" + "~ 0 1/mV 16 0 0 0 0 ABP\n" * 2)
+    record.with_name("all.hea").write_text("all/2 2 250 100\nlayout 0\na 100\n")
+    assert [channel.signal[0] for channel in data_pipelines.read(record.with_name("all.hea")).channels] == [1, 2]
+    write_segment(record.parent / "a.hea", "ABP", "ABP", "ABP")
+    assert "another name" in refusal(record.with_name("all.hea"))
+
+
+def write_segment(header: Path, *names: str | None) -> None:
+    """100 samples of each signal, 1 mV in the first, 2 mV in the second, ...; None is a null signal."""
+    table = [[i for i, name in enumerate(names, 1) if name]] * 100
+    header.with_suffix(".dat").write_bytes(np.array(table, "<i2").tobytes())
+    lines = [
+        f"{header.stem}.dat 16 1/mV 16 0 {i} {100 * i} 0 {name}" if name else "~ 0 1/mV"
+        for i, name in enumerate(names, 1)
+    ]
+    header.write_text(f"{header.stem} {len(names)} 250 100\n" + "\n".join(lines))
+
+
+def test_a_pipe_in_place_of_a_header_is_not_waited_for(record):
+    os.mkfifo(record.with_name("pipe.hea"))
+    record.with_name("all.hea").write_text("all/1 1 250 100\npipe 100\n")
+    assert "pipe" in refusal(record.with_name("all.hea"))
+
+
+def test_a_table_with_a_description_is_no_header(tmp_path):
+    rows = np.arange(40).reshape(10, 4)
+    np.savetxt(tmp_path / "a.txt", rows, "%d")
+    (tmp_path / "a.txt.json").write_text('{"rate": 10, "channels": ["I", "II", "III", "PPG"]}')
+    assert [channel.signal[1] for channel in data_pipelines.read(tmp_path / "a.txt").channels] == [4, 5, 6, 7]
+
+
 def test_a_wrong_checksum_is_refused_and_the_channel_named(record):
     message = refusal(record, GOOD.format(checksum=4951))
     assert "channel I" in message and "checksum" in message and "rec.dat" in message
@@ -197,6 +250,36 @@ def test_any_bytes_give_a_header_or_bad_input(content):
     assert header.rate > 0 and (signals.name or header.segments)
     assert not any("/" in file for file in signals.file) and all(signals.gain) and all(signals.samples_per_frame)
     comment_labels(header.comments)
+
+
+NUMBER = st.sampled_from(["0", "16", "-7", "212", "1", "07", "²", "9" * 13])
+FIELDS = st.tuples(
+    st.sampled_from(["rec.dat", "b.dat", "a/b", "~"]), st.sampled_from(["16", "212", "16x2:3+24", "0"]),
+    st.sampled_from(["200", "200(5)/mV", "1/µV", "0", "x"]), *[NUMBER] * 5, st.sampled_from(["I", "V1", "II aVF", "µ"]),
+)  # fmt: skip
+GAPS = st.sampled_from([" "] * 20 + ["\t", "  ", "\r", "\x1f", "\xa0", " 1 ", ""])
+
+
+@st.composite
+def signal_line(draw):
+    fields = draw(FIELDS)[: draw(st.sampled_from([9, 9, 9, 8, 3]))]
+    return fields[0] + "".join(draw(GAPS) + field for field in fields[1:])
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.lists(signal_line().map(str.strip), min_size=1, max_size=3))
+@example(["a 16 200 16 0 0 0 x", "b 16 200 16 0 0 0 0 II aVF"])
+@example(["a 16 200 16 0 0 0 0", "0 b 16 200 16 0 0 0 0 II"])
+@example(["a 16 200 16 0 0 0 0\xa0II"])
+def test_remembered_lines_mean_what_each_line_alone_means(lines):
+    body, path = list(enumerate(lines, 2)), Path("rec.hea")
+    found = []
+    for way in (wfdb_header._signal_lines, wfdb_header._slowly):
+        try:
+            found.append(way(body, path))
+        except BadInput as error:
+            found.append(str(error))
+    assert found[0] == found[1]
 
 
 @settings(deadline=None)

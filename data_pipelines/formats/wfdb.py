@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import BadInput
+from data_pipelines.formats.sidecar import find_sidecar
 from data_pipelines.formats.wfdb_header import Header, comment_fields, comment_labels, read_header
 from data_pipelines.formats.wfdb_signals import read_signals
 from data_pipelines.recording import Channel, Recording
@@ -16,10 +17,13 @@ _MOST_GAP = 1 << 28  # samples of a multi-segment record that no segment holds: 
 
 
 def recognises(path: Path, head: bytes) -> bool:
-    """Whether a file is a WFDB header: its first line that is no comment names a record and a number of signals."""
+    """Whether a file is a WFDB header: its first line that is no comment names a record and a number of signals.
+
+    So may the first row of a table; what a sidecar describes is one.
+    """
     lines = (line.strip() for line in head.split(b"\n"))
     first = next((line for line in lines if line and not line.startswith(b"#")), b"")
-    return path.suffix == ".hea" or bool(_RECORD_LINE.match(first))
+    return path.suffix == ".hea" or bool(_RECORD_LINE.match(first) and not find_sidecar(path))
 
 
 def person(path: Path, item: str = "") -> str:
@@ -73,10 +77,10 @@ def _channels(header: Header) -> tuple[Channel, ...]:
 
 
 def _segments(header: Header) -> tuple[Channel, ...]:
-    """Joins a multi-segment record: a first segment of length 0 is the layout, whose channels are matched by name."""
+    """Joins a multi-segment record; a first segment of length 0 is the layout of segments with any of its channels."""
     first = read_header(header.path.with_name(header.segments[0][0] + ".hea"))
     variable = header.segments[0][1] == 0
-    stored, parts = 0, []
+    stored, parts = 0, {}
     for name, frames in header.segments[variable:]:
         if name == "~" or frames == 0:
             continue
@@ -84,25 +88,39 @@ def _segments(header: Header) -> tuple[Channel, ...]:
         if part.segments or part.frames != frames or part.rate != header.rate:
             expected = f"one segment of {frames} frames at {header.rate:g} Hz, as {header.path.name} declares"
             raise BadInput(part.path, "another length or rate, or segments within a segment", expected, "replace it")
-        parts.append((name, part))
+        parts[name] = part
         stored += frames * sum(part.signals.samples_per_frame)
     gaps = header.frames * sum(first.signals.samples_per_frame) - stored
     if gaps > _MOST_GAP:
         raise BadInput(header.path, f"{gaps} samples that no segment holds", f"at most {_MOST_GAP}", "split the record")
-    return _join(header, first, {name: _channels(part) for name, part in parts}, variable)
+    return _join(header, first, parts, variable)
 
 
-def _join(header: Header, first: Header, parts: dict[str, tuple[Channel, ...]], variable: bool) -> tuple[Channel, ...]:
+def _join(header: Header, first: Header, parts: dict[str, Header], variable: bool) -> tuple[Channel, ...]:
     names, units, spf = first.signals.name, first.signals.unit, first.signals.samples_per_frame
     joined = [np.full(header.frames * n, np.nan, np.float32) for n in spf]
     position = 0
     for name, frames in header.segments[variable:]:
-        for i, channel in enumerate(parts.get(name, ())):
-            at = (names.index(channel.name) if channel.name in names else -1) if variable else i
-            fits = 0 <= at < len(spf) and units[at] == channel.unit
-            if not fits or len(channel.signal) != frames * spf[at]:
-                where, found = header.path.with_name(name + ".hea"), "a channel of another name, unit or rate"
-                raise BadInput(where, found, f"the channels of {first.path.name}", "replace it")
-            joined[at][position * spf[at] : (position + frames) * spf[at]] = channel.signal
+        if name in parts:
+            own = parts[name].signals
+            places = _places(names, own.name, variable)
+            for at, label, unit, samples in zip(places, own.name, own.unit, read_signals(parts[name])):
+                if samples is None:  # a null signal: it keeps its place, and nothing is there
+                    continue
+                if at is None or (names[at], units[at]) != (label, unit) or len(samples) != frames * spf[at]:
+                    where, found = header.path.with_name(name + ".hea"), "a channel of another name, unit or rate"
+                    raise BadInput(where, found, f"the channels of {first.path.name}", "replace it")
+                joined[at][position * spf[at] : (position + frames) * spf[at]] = samples
         position += frames
     return tuple(Channel(name, header.rate * n, unit, x) for name, n, unit, x in zip(names, spf, units, joined))
+
+
+def _places(names: tuple[str, ...], own: tuple[str, ...], variable: bool) -> list[int | None]:
+    """Which of the record's channels each signal of a segment is; None where it is none of them."""
+    if not variable:  # the segments have all of them, in one order
+        return [i if len(own) == len(names) else None for i in range(len(own))]
+    free: dict[str, list[int]] = {}
+    for i in reversed(range(len(names))):
+        free.setdefault(names[i], []).append(i)
+    # of channels of one name, the first is the first, the second the second
+    return [free[name].pop() if free.get(name) else None for name in own]

@@ -6,6 +6,7 @@ whether the declared length fits the signal files is checked by the reader, befo
 
 import os
 import re
+import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -100,10 +101,13 @@ def comment_labels(comments: tuple[str, ...]) -> dict[str, float]:
 def read_header(path: Path) -> Header:
     """Reads and checks a header file; raises BadInput for whatever is wrong with it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
         try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadInput(path, "no file but a folder or a pipe", "a WFDB header", "check the path")
             # as long as the file is: `read` allocates what it is asked for
-            content = os.read(descriptor, min(os.fstat(descriptor).st_size, _LARGEST_HEADER + 1))
+            content = os.read(descriptor, min(status.st_size, _LARGEST_HEADER + 1))
         finally:
             os.close(descriptor)
     except FileNotFoundError:
@@ -208,15 +212,19 @@ def _segment_line(line: str, number: int, path: Path) -> tuple[str, int]:
 
 def _signal_lines(body: list[tuple[int, str]], path: Path) -> Signals:
     # In the headers of a dataset the same lines come again but for the file, the first value and the checksum: what the
-    # rest of all lines together means is remembered. Lines of another number of words never pass for these: a word
-    # that has shifted is no format.
-    words = " ".join([line for _, line in body]).split()
-    if len(words) == 9 * len(body):
-        files, sums = words[0::9], words[6::9]
-        known = _known(*words[1::9], *words[2::9], *words[3::9], *words[4::9], *words[7::9], *words[8::9])
-        numbers = " ".join([*words[5::9], *sums, ""])
+    # rest of all lines together means is remembered. Lines that have more or fewer words, or that are parted by what
+    # only Unicode takes for a space, never pass for these.
+    rows = [line.split() for _, line in body]
+    if set(map(len, rows)) == {9} and "".join([line for _, line in body]).isprintable():
+        files, forms, gains, bits, zeros, firsts, sums, blocks, names = zip(*rows)
+        known = _known(*forms, *gains, *bits, *zeros, *blocks, *names)
+        numbers = " ".join([*firsts, *sums, ""])
         if known and _WHOLE_NUMBERS.fullmatch(numbers) and all(map(safe_name, set(files))):
-            return Signals(tuple(files), tuple(map(int, sums)), *known)
+            return Signals(files, tuple(map(int, sums)), *known)
+    return _slowly(body, path)
+
+
+def _slowly(body: list[tuple[int, str]], path: Path) -> Signals:
     return Signals(*zip(*(_parsed_line(number, line, path) for number, line in body)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.errors import BadInput
 from data_pipelines.recording import Recording
-from data_pipelines.signals import CHANNEL_ID, modality_of, standard_name
+from data_pipelines.signals import CHANNEL_ID, CHANNELS, known_name, modality_of, standard_name
 
 # A name that the vocabulary does not know might be a person's: it is shown only when so many subjects have it, or when
 # it is made of words that recorders use.
@@ -26,6 +26,11 @@ _TECHNICAL = frozenset(
     "sig skin snore snoring sound status step stim sum sync sys systolic temp temperature time tidal trig trigger "
     "unknown vol volume wave waveform".split()
 )
+# "Fpz-Cz", "A1": whole words, so that no other word of two letters counts
+_ELECTRODES = frozenset("m1 m2 p7 p8 t7 t8".split()).union(
+    *(c.name[4:].lower().split("-") for c in CHANNELS if c.modality == "eeg")
+)
+_MOST_DIGITS = 2  # of a technical name: more may be a date or a number in a hospital
 
 
 def read_channel_table(path: Path) -> dict[str, str]:
@@ -131,7 +136,7 @@ class ChannelCount:
         rows: dict[tuple, dict] = {}
         for key, entry in self.names.items():
             name, standard = key.split("\t")
-            known = standard_name(name, "") is not None
+            known = known_name(name) is not None
             if not known and len(entry["subjects"]) < FEWEST_SUBJECTS and not _technical(name):
                 name = RARE
             row = {"name": name, "as": standard or None, "known": known, "kept": 0, "left_out": {}}
@@ -142,8 +147,25 @@ class ChannelCount:
         return [rows[key] for key in sorted(rows)]
 
 
+def shown_name(name: str, unit: str) -> str:
+    """What one recording's channel may be called outside its file: never with a word that may be a person's name.
+
+    Returns:
+        The standard name where the name is known, the name itself where it is made of words that recorders use, else
+        the standard name that its unit tells, or `RARE`.
+    """
+    if (known := known_name(name, unit)) is not None:
+        return known
+    return " ".join(name.split()) if _technical(name) else standard_name(name, unit) or RARE
+
+
 def _technical(name: str) -> bool:
-    return all(len(word) < 3 or word in _TECHNICAL for word in re.findall("[^\\W\\d_]+", name.lower()))
+    """Whether a name is made of words that recorders use, numbered perhaps ("sensor 2", "Fz-x"), and nothing else."""
+    words = re.findall(r"[^\W_]+", name.lower())
+    rest = " ".join(word for word in words if word not in _TECHNICAL and word not in _ELECTRODES)
+    letters = set(re.findall(r"[^\W\d_]+", rest))
+    told = len(rest.split()) < len(words) or letters & _TECHNICAL
+    return bool(told) and sum(map(str.isdigit, rest)) <= _MOST_DIGITS and letters <= _TECHNICAL | {"x", "y", "z"}
 
 
 def _remember(subjects: list[str], subject: str) -> None:

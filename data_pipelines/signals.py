@@ -146,7 +146,17 @@ def standard_name(name: str, unit: str) -> str | None:
         A name of `CHANNELS`, or None where neither name nor unit tells the modality (the channel is kept in the
         recording, reported, and not stored).
     """
-    key = " ".join(name.replace("_", " ").split()).lower().strip(" .,:")
+    if (exact := known_name(name, unit)) is not None:
+        return exact
+    # what else the name says may be anything, a person's name too
+    if _key(name).startswith("eeg"):
+        return "EEG other"
+    return _OTHER_BY_UNIT.get(unit.strip().lower())
+
+
+def known_name(name: str, unit: str = "") -> str | None:
+    """As `standard_name`, but None where the whole name is neither of the vocabulary nor an alias of it."""
+    key = _key(name)
     for candidate in (key, *(key.removeprefix(prefix) for prefix in _PREFIXES if key.startswith(prefix))):
         # "EEG II" or "ECG C4" are neither
         if candidate in _BY_LOWER and not (key.startswith("eeg ") and candidate != key):
@@ -157,9 +167,11 @@ def standard_name(name: str, unit: str) -> str | None:
     if key.startswith("eeg") or unit.strip().lower() in _VOLTAGES:
         if electrodes in _BY_LOWER:
             return _BY_LOWER[electrodes]
-    if key.startswith("eeg"):
-        return "EEG other"
-    return _OTHER_BY_UNIT.get(unit.strip().lower())
+    return None
+
+
+def _key(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()).lower().strip(" .,:")
 
 
 def _electrodes(key: str) -> str:

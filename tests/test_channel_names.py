@@ -7,7 +7,7 @@ import pytest
 from test_prepare import Cohort, content
 
 from csfm_jax import cli
-from data_pipelines.channel_names import RARE, derive_leads, read_channel_table
+from data_pipelines.channel_names import RARE, derive_leads, read_channel_table, shown_name
 from data_pipelines.errors import BadInput
 from data_pipelines.prepare import prepare
 from data_pipelines.recording import Channel, Recording
@@ -107,3 +107,23 @@ def test_a_name_of_many_subjects_is_shown(tmp_path):
         source = source_of(Channel("II", 250, "mV", NOISE[0]), Channel("frobnicator", 250, "", NOISE[1]))
         source.subjects = subjects
         assert prepare(source, tmp_path / str(subjects)).unknown == {shown: 2 * subjects}
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "shown"),
+    [
+        ("EEG Zanzibarov", "uV", "EEG other"), ("Zanzibarov", "mV", "ECG other"), ("Zanzibarov", "", RARE),
+        ("Wu Li", "", RARE), ("19570312", "", RARE), ("7", "", RARE), ("Temp 19570312", "", RARE), ("J K", "", RARE),
+        ("MLII", "mV", "II"), ("EEG C4-M1", "uV", "EEG C4-A1"), ("EEG F7-Fz", "uV", "EEG F7-Fz"),
+        ("Temp probe 2", "", "Temp probe 2"), ("acc_x", "g", "acc_x"), ("EtCO2", "%", "EtCO2"),
+    ],
+)  # fmt: skip
+def test_only_names_of_recorders_are_shown(name, unit, shown):
+    assert shown_name(name, unit) == shown
+
+
+def test_a_name_behind_a_known_word_is_not_known(tmp_path):
+    source = source_of(Channel("II", 250, "mV", NOISE[0]), Channel("EEG Zanzibarov", 250, "uV", NOISE[1]))
+    summary = prepare(source, tmp_path / "s")
+    assert summary.unknown == {f"{RARE} as EEG other": 8} and "Zanzibarov" not in str(summary)
+    assert not any(b"Zanzibarov" in data for data in content(tmp_path / "s").values())

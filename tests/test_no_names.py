@@ -34,7 +34,8 @@ def write_wfdb(path, name, seconds=6, comments=(), lead="II", damage=False):
     digital.tofile(path / f"{name}.dat")
     total = int(digital.sum(dtype=np.int16)) + damage
     lines = [f"{name} 2 250 {len(digital) // 2}", f"{name}.dat 16 200/mV 16 0 0 0 0 {lead}"]
-    lines[1:] = [f"{name}.dat 16 200/mV 16 0 0 {sums} 0 {n}" for sums, n in zip(_sums(digital, total), (lead, NAME))]
+    names = (NAME, lead) if damage else (lead, NAME)  # the checksum that is wrong is that of the first
+    lines[1:] = [f"{name}.dat 16 200/mV 16 0 0 {sums} 0 {n}" for sums, n in zip(_sums(digital, total), names)]
     (path / f"{name}.hea").write_text("\n".join([*lines, *(f"# {comment}" for comment in comments)]) + "\n")
 
 
@@ -49,10 +50,15 @@ def ward(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ward") / "ward"
     for i in range(12):
         comments = (f"Patient ID: {NAME}{i}", f"Age: {40 + i}", f"Diagnosis: {NAME} has a cold", f"Dx: {NAME}")
-        write_wfdb(folder / f"{NAME} {i % 3}", f"{NAME}_{i}", comments=comments)
+        write_wfdb(folder / f"{NAME} {i % 3}", f"{NAME}_{i}", comments=comments, lead=("II", f"EEG {NAME}")[i % 2])
     write_wfdb(folder, f"{NAME}_damaged", damage=True)
     (folder / f"{NAME}_headless.hea").write_text(f"{NAME} nonsense\n")
+    for part, record, frames in ((f"{NAME}_long", "long", 9), (f"{NAME}_gone", "gone", 750)):
+        write_wfdb(folder, part)
+        (folder / f"{record}.hea").write_text(f"{record}/1 2 250 {frames}\n{part} {frames}\n")
+    (folder / f"{NAME}_gone.dat").unlink()
     (folder / f"{NAME}.pdf").write_text(NAME)
+    (folder / f"letter.{NAME}").write_text(NAME)
     return folder
 
 
@@ -69,7 +75,11 @@ def run(capfd):
 
 def test_prepare_and_data(ward, tmp_path, run):
     told = run("prepare", f"--source={ward}", f"--output={tmp_path / 'store'}", f"--new-key={tmp_path / 'key'}")
-    assert "12 recordings of 12 subjects" in told and "quarantined: 2" in told and ".pdf (1)" in told
+    assert (
+        "12 recordings of 12 subjects" in told
+        and "quarantined: 4" in told
+        and "2 files of no known format were left out: .pdf (1), other (1)" in told
+    )
     run("data", tmp_path / "store", "--config=csfm_nano")
     text = written(tmp_path)
     assert NAME.lower() not in text.lower() and "age" in text
@@ -97,7 +107,7 @@ def test_embed_show_and_export(ward, tmp_path, run):
     checkpoint = write_checkpoint(tmp_path / "run", toy_config())
     run("embed", f"--checkpoint={checkpoint}", f"--input={ward}", f"--output={tmp_path / 'x.parquet'}")
     refused = [json.loads(line) for line in (tmp_path / "x.parquet.quarantine.jsonl").read_text().splitlines()]
-    assert len(refused) == 2 and pq.read_table(tmp_path / "x.parquet").num_rows == 12
+    assert len(refused) == 4 and pq.read_table(tmp_path / "x.parquet").num_rows == 12
     one = ward / f"{NAME} 0" / f"{NAME}_0.hea"
     for more in ([], [f"--checkpoint={checkpoint}"]):
         run("show", f"--input={one}", f"--output={tmp_path / 'page.png'}", *more)
@@ -110,3 +120,9 @@ def test_labels_of_a_site_are_no_free_text(ward):
     from data_pipelines import read
 
     assert not any(NAME in label for label in read(ward / f"{NAME} 0" / f"{NAME}_0.hea").labels)
+
+
+def test_folders_that_are_left_out_are_counted(ward, tmp_path, run, monkeypatch):
+    monkeypatch.setattr("data_pipelines.datasets.left_out", lambda where, sources: [NAME, f"{NAME} 2"])
+    told = run("prepare", f"--source={ward}", f"--output={tmp_path / 'store'}", f"--new-key={tmp_path / 'key'}")
+    assert "2 folders with recordings" in told

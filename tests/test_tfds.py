@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from test_prepare import Cohort
 
 from csfm_jax import cli
+from data_pipelines.channel_names import RARE, shown_name
 from data_pipelines.datasets import open_sources, tfds_builder
 from data_pipelines.errors import BadInput
 from data_pipelines.prepare import prepare
@@ -35,15 +37,40 @@ def test_a_round_trip(written):
         (theirs,) = same
         assert found.labels == theirs.labels
         for mine, other in zip(found.channels, theirs.channels, strict=True):
-            assert (mine.name, mine.rate, mine.unit) == (other.name, other.rate, other.unit)
+            assert (mine.name, mine.rate, mine.unit) == (shown_name(other.name, other.unit), other.rate, other.unit)
             np.testing.assert_array_equal(mine.signal, np.asarray(other.signal, np.float32))
     people = {e.subject: split_of(PUBLIC_KEY, "cohort", e.subject) for e in Cohort(subjects=6).entries()}
     assert {e.subject: e.split for e in entries} == {hashed(PUBLIC_KEY, "cohort", p): s for p, s in people.items()}
 
 
-def test_no_name_and_no_tensorflow(written, tmp_path):
-    for path in Path(written).rglob("*"):
-        assert path.is_dir() or not any(secret in path.read_bytes() for secret in (b"patient-", b"Doe_Jane"))
+class Named(Cohort):
+    """A cohort in whose files a person's name stands as a channel's too."""
+
+    def read(self, entry):
+        recording = super().read(entry)
+        names = ("MLII", "Temp probe", "EEG Doe_Jane", "Doe_Jane")
+        return replace(recording, channels=tuple(c._replace(name=n) for c, n in zip(recording.channels, names)))
+
+
+def test_no_name_in_any_example(tmp_path):
+    """The bytes of a file may be packed: what is looked through are the examples, decoded."""
+    import tensorflow_datasets as tfds
+
+    folder = tfds_builder.build(Named(subjects=6, name="named"), tmp_path)
+    builder, examples = tfds.builder_from_directory(str(folder)), 0
+    for split in builder.info.splits:
+        for example in builder.as_data_source(split=split):
+            texts = {name: value.decode() for name, value in example.items() if isinstance(value, bytes)}
+            assert len(texts) == 6 and not any("patient-" in text or "Doe" in text for text in texts.values())
+            assert texts["names"].split("\n") == ["II", "Temp probe", "EEG other", "ECG other"]
+            examples += 1
+    assert examples == 12 and shown_name("Doe Jane", "furlong") == RARE
+    for path in folder.rglob("*"):
+        assert "Doe" not in path.name
+        assert path.suffix != ".json" or not any(s in path.read_text() for s in ("patient-", "Doe"))
+
+
+def test_no_tensorflow(written):
     code = (
         "import sys; from data_pipelines.datasets import open_sources\n"
         f"source = open_sources('tfds:{written}')[0]; source.read(source.entries()[0])\n"

@@ -185,9 +185,9 @@ def test_a_table_with_a_description_is_no_header(tmp_path):
     assert [channel.signal[1] for channel in data_pipelines.read(tmp_path / "a.txt").channels] == [4, 5, 6, 7]
 
 
-def test_a_wrong_checksum_is_refused_and_the_channel_named(record):
+def test_a_wrong_checksum_is_refused_and_the_signal_numbered(record):
     message = refusal(record, GOOD.format(checksum=4951))
-    assert "channel I" in message and "checksum" in message and "rec.dat" in message
+    assert "signal 1 " in message and "checksum" in message and "rec.dat" in message
     record.write_text(GOOD.format(checksum=4950 - 65536))  # both signs are in use
     data_pipelines.read(record)
 

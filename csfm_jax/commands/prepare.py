@@ -53,7 +53,9 @@ def run(args):
     sources = open_sources(args.source)
     key = read_key(args.key_file) if args.key_file else new_key(args.new_key) if args.new_key else None
     if others := left_out(args.source, sources):
-        print(f"csfm prepare: left out, as no known dataset: {', '.join(others)}; give each by itself", file=sys.stderr)
+        # a folder's name may be a person's
+        found = f"{len(others)} folder{'s' if len(others) > 1 else ''} with recordings"
+        print(f"csfm prepare: left out, as no known dataset: {found}; give each by itself", file=sys.stderr)
     refused = 0
     for source in sources:
         output = args.output / source.name if len(sources) > 1 else args.output

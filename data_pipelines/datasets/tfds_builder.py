@@ -1,7 +1,8 @@
 """Any source as a TensorFlow dataset (TFDS) on disk, without TensorFlow: ArrayRecord files, signals as raw bytes.
 
 One example a recording: the samples of all channels one after the other in "signal" (float32, physical units, NaN
-where invalid), with "lengths", "rates" (Hz) and "starts" (s) of each, "names" and "units" one a line, the hashed
+where invalid), with "lengths", "rates" (Hz) and "starts" (s) of each, "names" (standard ones, or
+`channel_names.shown_name`) and "units" one a line, the hashed
 "subject" and "study", "report" (only where kept), and "labels" as JSON. Splits are those of `prepare`.
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.channel_names import shown_name
 from data_pipelines.datasets.source import Source
 from data_pipelines.errors import BadInput
 from data_pipelines.subjects import PUBLIC_KEY, hashed, hashed_study, split_of
@@ -95,7 +97,7 @@ def _example(source, entry, recording, key, keep_reports) -> dict:
         "lengths": np.array([len(c.signal) for c in channels], np.int64),
         "rates": np.array([c.rate for c in channels], np.float64),
         "starts": np.array([c.start for c in channels], np.float64),
-        "names": "\n".join(" ".join(c.name.split()) for c in channels),
+        "names": "\n".join(shown_name(c.name, c.unit) for c in channels),
         "units": "\n".join(" ".join(c.unit.split()) for c in channels),
         "subject": hashed(key, source.people or source.name, entry.subject),
         "study": hashed_study(key, source.name, entry.study),

@@ -26,6 +26,12 @@ from data_pipelines.inside import inside
 from data_pipelines.recording import Recording
 
 HEAD = 4096
+# what files beside recordings are; another suffix may be a part of a name ("record.Miller")
+_USUAL_SUFFIXES = frozenset(
+    "atr avi bak bmp bz2 cfg csv dat db dcm doc docx edf eeg gif gz hdr hea html htm ini ipynb jpeg jpg json jsonl "
+    "log lst m mat md mov mp3 mp4 npy npz parquet pdf pickle pkl png ppt pptx ps py qrs r rar rtf sh svg tar tex tgz "
+    "tif tiff toml tsv txt vhdr vmrk wav xls xlsx xml xyz yaml yml xz zip zst".split()
+)
 # those with an unmistakable beginning come first; `tables` takes any text, if a sidecar describes it
 READERS = ("edf", "dicom", "hdf5", "matlab", "wav", "arrays", "vendor", "wfdb", "tables")
 _DESCRIBED = tuple(f"{__name__}.{name}" for name in ("hdf5", "matlab", "wav", "arrays", "tables"))  # by a sidecar
@@ -72,8 +78,9 @@ def find(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """The recordings below a folder.
 
     Returns:
-        (path relative to the folder, or "path#item"; person, or "") of each, sorted; and, by suffix, how many other
-        files there are that no reader knows. A file that belongs to another's recording is in neither.
+        (path relative to the folder, or "path#item"; person, or "") of each, sorted; and, by suffix ("other" where it
+        is no usual one), how many other files there are that no reader knows. A file that belongs to another's
+        recording is in neither.
     """
     found: dict[Path, ModuleType] = {}
     unknown: list[Path] = []
@@ -97,7 +104,9 @@ def find(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
     suffixes: dict[str, int] = {}
     for path in unknown:
         if path not in belonging:
-            suffixes[path.suffix] = suffixes.get(path.suffix, 0) + 1
+            suffix = path.suffix.lower()
+            suffix = suffix if suffix.removeprefix(".") in {"", *_USUAL_SUFFIXES} else "other"
+            suffixes[suffix] = suffixes.get(suffix, 0) + 1
     return out, suffixes
 
 

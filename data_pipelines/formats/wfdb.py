@@ -81,13 +81,14 @@ def _segments(header: Header) -> tuple[Channel, ...]:
     first = read_header(header.path.with_name(header.segments[0][0] + ".hea"))
     variable = header.segments[0][1] == 0
     stored, parts = 0, {}
-    for name, frames in header.segments[variable:]:
+    for number, (name, frames) in enumerate(header.segments[variable:], 1 + variable):
         if name == "~" or frames == 0:
             continue
         part = read_header(header.path.with_name(name + ".hea"))
         if part.segments or part.frames != frames or part.rate != header.rate:
-            expected = f"one segment of {frames} frames at {header.rate:g} Hz, as {header.path.name} declares"
-            raise BadInput(part.path, "another length or rate, or segments within a segment", expected, "replace it")
+            found = f"in the header of segment {number} another length or rate, or segments within a segment"
+            expected = f"one segment of {frames} frames at {header.rate:g} Hz, as the record's header declares"
+            raise BadInput(part.path, found, expected, "replace it")
         parts[name] = part
         stored += frames * sum(part.signals.samples_per_frame)
     gaps = header.frames * sum(first.signals.samples_per_frame) - stored
@@ -100,7 +101,7 @@ def _join(header: Header, first: Header, parts: dict[str, Header], variable: boo
     names, units, spf = first.signals.name, first.signals.unit, first.signals.samples_per_frame
     joined = [np.full(header.frames * n, np.nan, np.float32) for n in spf]
     position = 0
-    for name, frames in header.segments[variable:]:
+    for number, (name, frames) in enumerate(header.segments[variable:], 1 + variable):
         if name in parts:
             own = parts[name].signals
             places = _places(names, own.name, variable)
@@ -109,7 +110,8 @@ def _join(header: Header, first: Header, parts: dict[str, Header], variable: boo
                     continue
                 if at is None or (names[at], units[at]) != (label, unit) or len(samples) != frames * spf[at]:
                     where, found = header.path.with_name(name + ".hea"), "a channel of another name, unit or rate"
-                    raise BadInput(where, found, f"the channels of {first.path.name}", "replace it")
+                    expected = "the channels of the header of segment 1"
+                    raise BadInput(where, f"in the header of segment {number} {found}", expected, "replace it")
                 joined[at][position * spf[at] : (position + frames) * spf[at]] = samples
         position += frames
     return tuple(Channel(name, header.rate * n, unit, x) for name, n, unit, x in zip(names, spf, units, joined))

@@ -50,7 +50,7 @@ def read_signals(header: Header) -> list[np.ndarray | None]:
         at = 0
         for digital in _digital(header, file, signals, members):
             block = signals if len(digital) == len(members) else signals.at(range(at, at + len(digital)))
-            _verify(file, block, digital)
+            _verify(file, block, digital, members[at:])
             for i, samples in zip(members[at:], _physical(block, digital)):
                 out[i] = samples
             at += len(digital)
@@ -67,13 +67,13 @@ def _digital(header: Header, file: str, signals: Signals, members: list[int]) ->
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
     except FileNotFoundError:
-        raise _missing(header, file) from None
+        raise _missing(file) from None
     except OSError as error:
         raise BadInput(file, f"a file that cannot be read ({error.strerror})", "a signal file", "check it") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise _missing(header, file)
+            raise _missing(file)
         frames = _frames(header, file, signals, status.st_size)
         if first in _OWN:
             return _decode(descriptor, file, signals, frames)
@@ -82,9 +82,10 @@ def _digital(header: Header, file: str, signals: Signals, members: list[int]) ->
     return _decode_by_library(header, file, members, frames)
 
 
-def _missing(header: Header, file: str) -> BadInput:
+def _missing(file: str) -> BadInput:
     remedy = "complete the copy of the dataset, or leave the record out"
-    return BadInput(file, "no such file", f"the signal file that {header.path.name} names", remedy)
+    # a segment's header has its name from inside another file: no reason tells it
+    return BadInput(file, "no such file", "the signal file that its header names", remedy)
 
 
 def _frames(header: Header, file: str, signals: Signals, size: int) -> int:
@@ -95,7 +96,7 @@ def _frames(header: Header, file: str, signals: Signals, size: int) -> int:
     there = int((size - (0 if flac else signals.offset[0])) / (per_sample * sum(signals.samples_per_frame)))
     frames = header.frames if header.frames is not None or flac else there
     if frames is None or frames <= 0 or there < frames:
-        found, expected = f"{size} bytes", f"the {frames} frames that {header.path.name} declares"
+        found, expected = f"{size} bytes", f"the {frames} frames that its header declares"
         raise BadInput(file, found, expected, "replace the file or the header by the dataset's original")
     return frames
 
@@ -192,14 +193,14 @@ def _decode_by_library(header: Header, file: str, members: list[int], frames: in
     return [samples[None] for samples in record.e_d_signal]
 
 
-def _verify(file: str, signals: Signals, digital: np.ndarray) -> None:
+def _verify(file: str, signals: Signals, digital: np.ndarray, members: list[int]) -> None:
     # summed in the samples' own type: it wraps at a multiple of 65,536, as the checksum does
     sums = np.add.reduce(digital, axis=1, dtype=digital.dtype).tolist()
-    for name, declared, total in zip(signals.name, signals.checksum, sums):
+    for member, declared, total in zip(members, signals.checksum, sums):
         if declared is not None and (total - declared) & 0xFFFF:
             raise BadInput(
                 file,
-                f"samples of channel {name} that do not add up to the header's checksum",
+                f"samples of signal {member + 1} that do not add up to the header's checksum",
                 "the samples that the header was written for",
                 "replace the file by the dataset's original, or leave the record out",
             )

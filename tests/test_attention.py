@@ -1,13 +1,21 @@
 """Attention backends against the definition."""
 
 import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from csfm_jax.models.attention import BACKENDS, attend, splash
+from csfm_jax.models.attention import BACKENDS, SHORT, attend, splash
 
 
 def packed(length, heads=2, head_dim=16, seed=0):
@@ -33,6 +41,27 @@ def by_hand(q, k, v, segments):
     return out
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def with_gradients(backend, q, k, v, segments_q, segments_k=None):
+    """The output and the gradients of q, k and v, for a cotangent that no query shares with another."""
+    segments_k = segments_q if segments_k is None else segments_k
+
+    def total(q, k, v):
+        out = attend(q, k, v, segments_q, segments_k, backend=backend)
+        return jnp.sum(jnp.sin(out.astype(jnp.float32) * 3.0)), out
+
+    (_, out), gradients = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    return out, *gradients
+
+
+def assert_agree(got, expected, tolerance):
+    """`tolerance` is a share of each array's largest value, or of 0.1: a window of one token has a gradient of 0."""
+    for one, want in zip(got, expected, strict=True):
+        one, want = np.asarray(one, np.float32), np.asarray(want, np.float32)
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(one, want, rtol=0, atol=tolerance * max(np.abs(want).max(), 0.1))
+
+
 def test_reference_is_the_formula():
     q, k, v, segments = packed(24)
     out = attend(q, k, v, segments, segments, backend="reference")
@@ -40,33 +69,150 @@ def test_reference_is_the_formula():
     assert not np.asarray(out)[np.asarray(segments) == 0].any()  # padding gives zeros, the empty row too
 
 
-@pytest.mark.parametrize("backend", ["dense", "splash"])
+@pytest.mark.parametrize("backend", ["dense", "blocks", "splash"])
 @pytest.mark.parametrize("length", [40, 130])  # 130 is padded to two of splash's blocks
 def test_backends_agree_with_the_reference(backend, length, monkeypatch):
     monkeypatch.setitem(BACKENDS, "splash", functools.partial(splash.attend, interpret=True))
-    q, k, v, segments = packed(length)
+    case = packed(length)
+    assert_agree(with_gradients(backend, *case), with_gradients("reference", *case), 1e-5)
 
-    def total(backend, q, k, v):
-        out = attend(q, k, v, segments, segments, backend=backend)
-        return jnp.sum(jnp.sin(out * 3.0)), out
 
-    run = jax.jit(jax.value_and_grad(total, argnums=(1, 2, 3), has_aux=True), static_argnums=0)
-    (_, out), gradients = run(backend, q, k, v)
-    (_, expected), expected_gradients = run("reference", q, k, v)
-    np.testing.assert_allclose(out, expected, atol=3e-6)
-    for got, want in zip(gradients, expected_gradients):
-        assert np.isfinite(got).all()
-        np.testing.assert_allclose(got, want, atol=2e-5)
+# Windows of one token, of one tile's size and one more, of several tiles; tokens of absent channels at the end.
+LENGTHS = st.lists(st.sampled_from([1, 2, 5, 31, 32, 33, 75, 80, 81, 128, 129, 250]), max_size=30)
+
+
+@settings(max_examples=60, deadline=None)  # one compilation, hence the fixed shape
+@given(rows=st.lists(LENGTHS, min_size=3, max_size=3), gap=st.booleans(), seed=st.integers(0, 99))
+def test_blocks_agree_with_the_reference_whatever_the_windows(rows, gap, seed):
+    rng, length = np.random.default_rng(seed), 300
+    segments = np.zeros((3, length), np.int32)
+    for row, windows in zip(segments, rows):
+        at = 0
+        for number, size in enumerate(windows, 1):
+            row[at : at + size] = number
+            at += size + 3 * gap  # no plan leaves gaps between windows, but they would do no harm
+    q, k, v = (jnp.asarray(x) for x in rng.standard_normal((3, 3, length, 2, 8)).astype(np.float32))
+    segments = jnp.asarray(segments)
+    assert_agree(with_gradients("blocks", q, k, v, segments), with_gradients("reference", q, k, v, segments), 1e-5)
+
+
+def test_blocks_find_the_keys_of_other_tokens():
+    """Queries and keys of different lengths, windows in another order, and one window of which there is no query."""
+    rng = np.random.default_rng(0)
+    segments_q = np.repeat([[2, 1, 4, 0], [1, 2, 3, 4]], [10, 1, 40, 6], axis=1).astype(np.int32)
+    segments_k = np.repeat([[1, 2, 3, 4], [3, 4, 2, 1]], [50, 3, 7, 90], axis=1).astype(np.int32)
+    q = rng.standard_normal((2, segments_q.shape[1], 2, 8)).astype(np.float32)
+    k, v = rng.standard_normal((2, 2, segments_k.shape[1], 2, 8)).astype(np.float32)
+    assert_agree(
+        with_gradients("blocks", q, k, v, segments_q, segments_k),
+        with_gradients("reference", q, k, v, segments_q, segments_k),
+        1e-5,
+    )
+
+
+def test_a_packed_window_is_the_window_alone():
+    rng = np.random.default_rng(0)
+    lengths = [20, 150, 7, 90]
+    segments = np.zeros((3, 300), np.int32)
+    segments[0, :267] = np.repeat([1, 2, 3, 4], lengths)
+    for row, number in ((1, 2), (2, 4)):
+        segments[row, : lengths[number - 1]] = 1
+    case = rng.standard_normal((3, 3, 300, 2, 8)).astype(np.float32)
+    for row, number in ((1, 2), (2, 4)):
+        case[:, row, : lengths[number - 1]] = case[:, 0, segments[0] == number]
+    got = with_gradients("blocks", *(jnp.asarray(x) for x in case), jnp.asarray(segments))
+    for row, number in ((1, 2), (2, 4)):
+        alone = [x[row, : lengths[number - 1]] for x in got]
+        assert_agree([x[0, segments[0] == number] for x in got], alone, 1e-5)
 
 
 def test_bfloat16_stays_near_the_reference():
-    q, k, v, segments = packed(64)
-    out = attend(*(x.astype(jnp.bfloat16) for x in (q, k, v)), segments, segments, backend="dense")
-    assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(np.float32), by_hand(q, k, v, segments), atol=0.05)
+    *case, segments = packed(64)
+    rounded = [x.astype(jnp.bfloat16) for x in case]
+    for backend, tolerance in (("dense", 0.03), ("blocks", 0.01)):  # blocks compute in float32 and round at the end
+        got = with_gradients(backend, *rounded, segments)
+        assert all(x.dtype == jnp.bfloat16 for x in got)
+        assert_agree(got, with_gradients("reference", *(x.astype(jnp.float32) for x in rounded), segments), tolerance)
 
 
-def test_auto_is_the_reference_on_a_cpu():
-    q, k, v, segments = packed(16)
-    auto, reference = (attend(q, k, v, segments, segments, backend=b) for b in ("auto", "reference"))
-    np.testing.assert_array_equal(auto, reference)
+def largest_array(backend, length):
+    """Elements of the largest array in the compiled program of output and gradients, for one row of one window."""
+    like = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+    segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    text = with_gradients.lower(backend, like, like, like, segments).compile().as_text()
+    shapes = re.findall(r"\b(?:f32|bf16|s32|pred|u8)\[([\d,]+)\]", text)
+    return max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
+
+
+def test_blocks_never_make_the_matrix_of_all_pairs():
+    length = 2048
+    assert largest_array("blocks", length) == (length + 128) * 8  # a padded argument
+    assert largest_array("reference", length) >= length**2
+
+
+def test_auto_on_a_cpu(monkeypatch):
+    called = []
+    for name in BACKENDS:
+        monkeypatch.setitem(BACKENDS, name, lambda q, *_, name=name: called.append(name) or q)
+    for length in (SHORT, SHORT + 1):
+        q, k, v, segments = packed(length, heads=1, head_dim=4)
+        attend(q, k, v, segments, segments)
+    assert called == ["reference", "blocks"]
+
+
+EIGHT = """
+import json, jax, numpy as np
+from flax import nnx
+from csfm_jax import sharding
+from csfm_jax.config import MeshConfig
+from csfm_jax.objectives import build
+from model_batches import built, pack, small_config, window
+from test_attention import with_gradients
+
+def share(got, want):
+    return max(float(abs(np.asarray(a) - np.asarray(b)).max() / (abs(np.asarray(b)).max() + 1e-3))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)))
+
+def objective(attention, remat):
+    config = small_config(attention=attention, remat=remat)
+    make = lambda: build(config, rngs=nnx.Rngs(0))
+    graphdef, state = built(make)
+    step = lambda state, batch: jax.value_and_grad(lambda s: nnx.merge(graphdef, s)(batch).loss)(state)
+    return config, make, state, step
+
+rng = np.random.default_rng(0)
+# Rows of the same shape but of very different work: each device's loop has a length of its own.
+segments = np.stack([np.arange(200) // size + 1 for size in (1, 7, 75, 200)] + [np.zeros(200)] * 4).astype(np.int32)
+case = (*rng.standard_normal((3, 8, 200, 2, 8)).astype(np.float32), segments)
+want = with_gradients("reference", *case)
+config, _, state, step = objective("reference", "none")
+batch = pack(config, [[window(config, ["I", "RESP"], 6, 3, rng, keep=0.5)] * (row % 3) for row in range(8)])
+want_step = jax.jit(step)(state, batch)
+mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
+jax.clear_caches()
+with sharding.use(mesh):
+    placed = [jax.device_put(x, sharding.batch_sharding(mesh)) for x in case]
+    run = with_gradients.lower("blocks", *placed).compile()
+    got = run(*placed)
+    # As in training: in a scan over layers, made again in the backward pass.
+    _, make, state, step = objective("blocks", "full")
+    state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, nnx.get_abstract_model(make, mesh)[1]))
+    got_step = jax.jit(step)(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
+text = run.as_text()
+print(json.dumps(dict(
+    attention=share(got, want), step=share(got_step, want_step),
+    gathered=sum(f" {name}(" in text for name in ("all-gather", "all-to-all", "collective-permute")),
+)))
+"""
+
+
+def test_under_a_mesh_every_device_loops_over_its_own_rows_and_heads():
+    folder = Path(__file__).parent
+    flags = "--xla_force_host_platform_device_count=8"
+    paths = os.pathsep.join([str(folder), str(folder.parent)])
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["attention"] < 1e-5 and result["step"] < 1e-4, result
+    assert result["gathered"] == 0, result

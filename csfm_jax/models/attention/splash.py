@@ -4,9 +4,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from csfm_jax import sharding
+from csfm_jax.models.attention.per_device import per_device
 
 LANES = 128  # the kernel's lengths are multiples of it
 
@@ -22,15 +21,7 @@ def attend(q, k, v, segments_q, segments_k, *, interpret: bool = False):
     """
     # The kernel does not scale; float32 because 1/sqrt(head_dim) of a bfloat16 q would round again.
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
-    run = functools.partial(_one_device, interpret=interpret)
-    mesh = sharding.ambient_mesh()
-    if mesh is None:
-        return run(q, k, v, segments_q, segments_k)
-    rows = sharding.spec("batch", None, "heads", None, mesh=mesh)
-    ids = PartitionSpec(rows[0], None)
-    # check_vma: the kernel's outputs carry no varying-axes type.
-    mapped = jax.shard_map(run, in_specs=(rows, rows, rows, ids, ids), out_specs=rows, check_vma=False)
-    return mapped(q, k, v, segments_q, segments_k)
+    return per_device(functools.partial(_one_device, interpret=interpret), q, k, v, segments_q, segments_k)
 
 
 def _one_device(q, k, v, segments_q, segments_k, *, interpret):

@@ -4,16 +4,20 @@ A subject's shard is a hash of the subject, so shards are independent work and s
 Killed at any moment, the same call goes on: shards whose SHA-256 is right are kept. What cannot be read goes to the
 store's quarantine list, under hashes, and the run goes on.
 
+A store for an object store is made in a folder here, and sent when it is whole (`store_upload.py`).
+
 A recording is filtered whole, forward and backward in time. Where a task may not look ahead (an alarm must be judged
 from what came before it), the source must cut the recording before it gets here.
 """
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_pipelines import storage, store_upload
 from data_pipelines.channel_names import ChannelCount
 from data_pipelines.datasets import Source
 from data_pipelines.errors import BadInput
@@ -42,7 +46,7 @@ class Summary:
         seconds: time taken.
     """
 
-    path: Path
+    path: storage.Place
     state: str
     totals: dict
     quarantined: int
@@ -94,8 +98,9 @@ def _counts(of: dict[str, int]) -> str:
 
 def prepare(
     source: Source,
-    output: str | Path,
+    output: storage.Place,
     *,
+    staging: Path | None = None,
     spec: str = "csfm-jax",
     keep_reports: bool = False,
     derive: bool = False,
@@ -111,7 +116,9 @@ def prepare(
     """Makes a store of a source, goes on with an unfinished one, or verifies a finished one.
 
     Args:
-        source: what to read. output: the store's folder.
+        source: what to read. output: the store's folder, or its address in an object store.
+        staging: where a store for an object store is made; kept afterwards. None: a folder in TMPDIR, removed
+            afterwards. A killed run goes on in it.
         spec: name of a preprocessing in `preprocess.SPECS`.
         keep_reports: store the reports, and a vocabulary trained on those of train subjects.
         derive: add III, aVR, aVL and aVF where only I and II are stored.
@@ -121,11 +128,11 @@ def prepare(
         workers: processes of the local and shard runners; the store's bytes do not depend on it.
         runner: one of `runners.RUNNERS`; the store's bytes do not depend on it either. share: (i, n), what job i of n
             does, for the shard runner. beam_options: for the beam runner.
-        progress: called with (recordings done, recordings in all).
+        progress: called with (recordings done, recordings in all); while a store is sent, with files.
 
     Raises:
-        BadInput: no key for a source that is not public, nothing usable in the source, or an output folder that holds
-            a store of something else.
+        BadInput: no key for a source that is not public, nothing usable in the source, or an output that holds a store
+            of something else.
         OSError: the disk is full; the same call goes on later.
     """
     began = time.monotonic()
@@ -133,8 +140,39 @@ def prepare(
         raise BadInput("--workers", str(workers), "at least 1", "leave it out for one")
     if runner not in RUNNERS:
         raise BadInput("--runner", repr(runner), ", ".join(RUNNERS), "choose one of them")
-    job, work = _plan(source, Path(output), spec, keep_reports, derive, names or {}, shards, key)
     progress = progress or (lambda done, total: None)
+    output = storage.place(output)
+    make = {"workers": workers, "runner": runner, "share": share, "beam_options": beam_options, "began": began}
+    plan = (spec, keep_reports, derive, names or {}, shards, key)
+    if not storage.is_remote(output):
+        if staging is not None:
+            raise BadInput("--staging", str(staging), "an --output at s3:// or gs://", "leave it out")
+        return _make(*_plan(source, output, *plan), progress, **make)
+    if runner != "local" and staging is None:
+        raise BadInput("--staging", "nothing", "a folder that all jobs share", f"add it: --runner={runner} needs it")
+    job, work = _plan(source, store_upload.staging_folder(output, staging), *plan)
+    return _make_and_send(job, work, output, progress, make, keep=staging is not None)
+
+
+def _make_and_send(job, work, output, progress, make, keep) -> Summary:
+    manifest = store_upload.claim(output, job.plan)  # before hours of work
+    if manifest is not None:
+        store_upload.check(output, manifest)
+        summary = _summary(output, manifest, "verified", make["began"])
+    else:
+        summary = _make(job, work, progress, **make)
+        if summary.state == "partial":
+            return summary
+        store_upload.send(job.output, output, progress)
+        summary = replace(summary, path=output, state="written", seconds=time.monotonic() - make["began"])
+    store_upload.release(output)
+    if not keep:
+        shutil.rmtree(job.output, ignore_errors=True)
+    return summary
+
+
+def _make(job: ShardJob, work: Work, progress, *, workers, runner, share, beam_options, began) -> Summary:
+    """Makes a store in a folder."""
     if (job.output / MANIFEST).is_file():
         return _verified(job, progress, sum(map(len, work.values())), began)
     mine = {shard: work[shard] for shard in (share_of(work, share) if runner == "shard" else work)}
@@ -170,7 +208,7 @@ def _verified(job, progress, total, began) -> Summary:
     if (job.output / WORK).exists():  # killed after its last step
         job.writer().clear()
     progress(total, total)
-    return _summary(store, "verified", began)
+    return _summary(store.path, store.manifest, "verified", began)
 
 
 def _finish_if_last(job, writer, began) -> Summary:
@@ -186,7 +224,8 @@ def _finish_if_last(job, writer, began) -> Summary:
             if error.found != "another run writing here":
                 raise
     if (job.output / MANIFEST).is_file():
-        return _summary(Store.open(job.output, verify="size"), "written", began)
+        store = Store.open(job.output, verify="size")
+        return _summary(store.path, store.manifest, "written", began)
     return Summary(job.output, "partial", {}, 0, [], missing, time.monotonic() - began)
 
 
@@ -211,7 +250,7 @@ def _finish(job: ShardJob, writer: StoreWriter, began: float) -> Summary:
     }
     tokenizer = _train_tokenizer if job.keep_reports else None
     store = writer.finish(quarantine=quarantine, key=job.plan["key"], about=about, tokenizer=tokenizer)
-    return _summary(store, "written", began)
+    return _summary(store.path, store.manifest, "written", began)
 
 
 def _train_tokenizer(texts, subjects):
@@ -220,10 +259,9 @@ def _train_tokenizer(texts, subjects):
     return train_tokenizer(texts, subjects).to_str()
 
 
-def _summary(store: Store, state: str, began: float) -> Summary:
-    m = store.manifest
-    quarantined = m["files"]["quarantine.jsonl"]["count"]
-    return Summary(store.path, state, m["totals"], quarantined, m["channels"], 0, time.monotonic() - began)
+def _summary(path: storage.Place, manifest: dict, state: str, began: float) -> Summary:
+    quarantined = manifest["files"]["quarantine.jsonl"]["count"]
+    return Summary(path, state, manifest["totals"], quarantined, manifest["channels"], 0, time.monotonic() - began)
 
 
 def _plan(source, output, spec, keep_reports, derive, names, shards, key) -> tuple[ShardJob, Work]:

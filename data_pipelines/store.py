@@ -19,30 +19,29 @@ One ArrayRecord record is one chunk: at most `CHUNK_SECONDS` of one recording, t
 at `rate` Hz, milliseconds * rate // 1000 samples (`sample_count`), and chunk c holds those from
 c * CHUNK_SECONDS * rate on. Subjects and studies stand in a store only as keyed hashes. Records are not compressed:
 reading is three times as fast, for twice the disk.
+
+A store may lie in a folder or, with the same names, in an object store (`store_files.py`, `store_cache.py`).
 """
 
-import os
-import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import INVALID, SPECS, Spec
 from data_pipelines.quality import MEASURES
 from data_pipelines.signals import modality_of
+from data_pipelines.store_files import open_files
 from data_pipelines.store_format import (
     CHUNK_SECONDS,
     INDEX_SCHEMA,
     MANIFEST,
     check_spec,
     chunk_samples,
-    open_reader,
     quality_name,
     read_manifest,
     shard_name,
-    verify_file,
 )
 
 SPLITS = ("train", "validation", "test")
@@ -80,23 +79,24 @@ class StoreIndex:
 class Store:
     """A verified store; get one with `Store.open`. Safe to read from many threads, and after a fork or unpickling."""
 
-    def __init__(self, path: Path, manifest: dict):
+    def __init__(self, path: storage.Place, manifest: dict):
         self.path, self.manifest = path, manifest
+        self._files = open_files(path, manifest)
         self.name: str = manifest["name"]
         self.spec = Spec.from_dict(manifest["spec"])
         self.digest: str = manifest["digest"]
-        self.index = _read_index(path, manifest)
+        self.index = _read_index(self._table("index.parquet"), manifest)
         self._layouts = [_layout(channels) for channels in self.index.channel_sets]
-        self._lock, self._readers, self._pid = threading.Lock(), {}, os.getpid()
 
     @classmethod
-    def open(cls, path: str | Path, verify: str = "full") -> "Store":
+    def open(cls, path: storage.Place, verify: str = "full") -> "Store":
         """Opens a store after checking it.
 
         Args:
-            path: its folder.
+            path: its folder, or its address in an object store (`s3://`, `gs://`).
             verify: "full" compares size, SHA-256 and record count of every file with the manifest; "size" leaves out
-                the SHA-256.
+                the SHA-256. Of a remote store either compares the sizes, now, and the SHA-256 of each file when it is
+                downloaded, at first use: nothing is downloaded only to be checked.
 
         Raises:
             BadInput: names the file that is missing, truncated or changed, or both versions of what does not fit
@@ -104,27 +104,23 @@ class Store:
         """
         if verify not in ("full", "size"):
             raise BadInput("data.verify", repr(verify), "'full' or 'size'", "correct the config")
-        path = Path(path)
-        manifest = read_manifest(path)
+        path = storage.place(path)
+        manifest, where = read_manifest(path), str(storage.join(path, MANIFEST))
         if manifest["spec"].get("name") not in SPECS:
             name = str(manifest["spec"].get("name"))
-            raise BadInput(str(path / MANIFEST), f"preprocessing {name!r}", " or ".join(SPECS), "update the program")
-        check_spec(manifest["spec"], SPECS[manifest["spec"]["name"]], str(path / MANIFEST))
-        for name, expected in manifest["files"].items():
-            verify_file(path, name, expected, full=verify == "full")
+            raise BadInput(where, f"preprocessing {name!r}", " or ".join(SPECS), "update the program")
+        check_spec(manifest["spec"], SPECS[manifest["spec"]["name"]], where)
+        open_files(path, manifest).verify(full=verify == "full")
         return cls(path, manifest)
 
     def __reduce__(self):
         return (_reopen, (self.path, self.digest))
 
-    def _reader(self, shard):
-        with self._lock:
-            if self._pid != os.getpid():  # forked: the parent's file positions and threads are not ours
-                self._readers, self._pid = {}, os.getpid()
-            if shard not in self._readers:
-                name = shard_name(shard, self.manifest["shards"])
-                self._readers[shard] = open_reader(self.path / name)
-            return self._readers[shard]
+    def _table(self, name):
+        import pyarrow.parquet as pq
+
+        with self._files.opened(name) as file:
+            return pq.read_table(file)
 
     def read_window(self, recording: int, start: float, seconds: float) -> list[tuple[int, np.ndarray]]:
         """Samples of every channel between `start` and `start + seconds`.
@@ -160,7 +156,8 @@ class Store:
             low = min(last, *(first // chunk for (first, _), chunk in spans))
             high = min(last, max((stop - 1) // chunk for (_, stop), chunk in spans))
         record = int(index.first[recording])
-        read = self._reader(int(index.shard[recording])).read(list(range(record + low, record + high + 1)))
+        shard = self._files.shards.get(shard_name(int(index.shard[recording]), self.manifest["shards"]))
+        read = shard.read(list(range(record + low, record + high + 1)))
         chunks = [_split_chunk(data, layout, milliseconds, low + i) for i, data in enumerate(read)]
         out = []
         for block, (channels, rate) in enumerate(layout):
@@ -177,7 +174,7 @@ class Store:
         """A report a recording, None where it has none or reports were not kept."""
         out: list[str | None] = [None] * len(self.index)
         if "reports.parquet" in self.manifest["files"]:
-            table = _parquet(self.path / "reports.parquet")
+            table = self._table("reports.parquet")
             for recording, text in zip(table["recording"].to_numpy(), table["text"].to_pylist()):
                 out[recording] = text
         return out
@@ -186,7 +183,7 @@ class Store:
         """Columns "recording", "time" (s), "seconds" and "code", in order of recording and time."""
         if "events.parquet" not in self.manifest["files"]:
             return {name: np.zeros(0, kind) for name, kind in zip(("recording", "time", "seconds", "code"), "ifff")}
-        table = _parquet(self.path / "events.parquet")
+        table = self._table("events.parquet")
         return {name: table[name].to_numpy() for name in table.column_names}
 
     def quality(self) -> dict[str, np.ndarray]:
@@ -195,18 +192,27 @@ class Store:
         Empty arrays where the store was written without.
         """
         first = np.searchsorted(self.index.shard, np.arange(self.manifest["shards"]))
+        names = [quality_name(shard, self.manifest["shards"]) for shard in range(self.manifest["shards"])]
+        self._files.fetch([name for name in names if name in self.manifest["files"]])
         parts = []
-        for shard in range(self.manifest["shards"]):
-            if (name := quality_name(shard, self.manifest["shards"])) in self.manifest["files"]:
-                table = _parquet(self.path / name)
+        for shard, name in enumerate(names):
+            if name in self.manifest["files"]:
+                table = self._table(name)
                 columns = {column: table[column].to_numpy() for column in table.column_names}
                 parts.append(columns | {"recording": columns["recording"] + np.int32(first[shard])})
         names = ("recording", "channel", "segment", *MEASURES)
         return {n: np.concatenate([part[n] for part in parts]) if parts else np.zeros(0, np.uint8) for n in names}
 
+    def read_file(self, name: str) -> bytes | None:
+        """The content of one of the manifest's files; None where it has no such file."""
+        if name not in self.manifest["files"]:
+            return None
+        with self._files.opened(name) as file:
+            return file.read_bytes()
+
     def labels(self) -> dict[str, np.ndarray]:
         """Label name -> float32 [recordings], NaN = not labelled."""
-        table = _parquet(self.path / "labels.parquet")
+        table = self._table("labels.parquet")
         return {name: table[name].to_numpy() for name in table.column_names if name != "recording"}
 
 
@@ -238,14 +244,7 @@ def _split_chunk(data, layout, milliseconds, chunk):
     return out
 
 
-def _parquet(path):
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path)
-
-
-def _read_index(path, manifest):
-    table = _parquet(path / "index.parquet")
+def _read_index(table, manifest):
     columns = {name: table[name].to_numpy() for name in INDEX_SCHEMA if name not in ("subject", "study")}
     hashes = {name: np.array(table[name].to_pylist(), "S16") for name in ("subject", "study")}
     seconds = (columns["milliseconds"] / 1000).astype(np.float32)
@@ -261,21 +260,27 @@ def _reopen(path, digest):
     return Store(path, manifest)
 
 
+def stores_in(path: storage.Place) -> list[storage.Place]:
+    """The finished stores at a place: itself, or those directly in it."""
+    if storage.exists(storage.join(path, MANIFEST)):
+        return [path]
+    return [storage.place(str(manifest)[: -len(MANIFEST)]) for manifest in storage.glob(path, f"*/{MANIFEST}")]
+
+
 def open_stores(where: str, verify: str = "full") -> list[Store]:
     """Opens stores for one run.
 
     Args:
-        where: a store, a folder of stores, or several of either separated by commas.
+        where: a store, a folder of stores, or several of either separated by commas; local or remote.
         verify: as in `Store.open`.
 
     Raises:
         BadInput: nothing there, two stores of one name, or stores prepared in different ways.
     """
-    folders: list[Path] = []
+    folders: list[storage.Place] = []
     for part in filter(None, (p.strip() for p in where.split(","))):
-        path = Path(part)
-        inside = sorted(m.parent for m in path.glob(f"*/{MANIFEST}")) if not (path / MANIFEST).is_file() else []
-        folders += inside or [path]
+        path = storage.place(part)
+        folders += stores_in(path) or [path]
     if not folders:
         raise BadInput("data.stores", "nothing", "a store or a folder of stores", "set data.stores")
     stores = [Store.open(folder, verify) for folder in folders]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import Spec, mismatch
 from data_pipelines.signals import CHANNELS
@@ -103,21 +104,22 @@ def chunk_count(milliseconds: int) -> int:
     return max(1, -(-int(milliseconds) // (CHUNK_SECONDS * 1000)))
 
 
-def read_manifest(path: Path) -> dict:
+def read_manifest(path: storage.Place) -> dict:
     """The manifest of a store, checked in itself: every byte, format version, vocabulary.
 
     Raises:
         BadInput: not a store, an unfinished one, a changed manifest, or one of another format or vocabulary.
     """
-    file = path / MANIFEST
-    if not file.is_file():
-        if (path / WORK).is_dir():
+    file = storage.join(path, MANIFEST)
+    try:
+        data = storage.read_bytes(file)
+    except storage.Missing:
+        if storage.exists(storage.join(path, WORK)):
             raise BadInput(
                 str(path), "an unfinished store", "a finished one", "give the same `csfm prepare` again: it goes on"
-            )
-        found = "no such folder" if not path.is_dir() else f"no {MANIFEST}"
-        raise BadInput(str(path), found, "a store made by `csfm prepare`", "correct the path")
-    data = file.read_bytes()
+            ) from None
+        found = f"no {MANIFEST}" if storage.exists(path) else "no such folder"
+        raise BadInput(str(path), found, "a store made by `csfm prepare`", "correct the path") from None
     try:
         manifest = json.loads(data)
         intact = data == manifest_bytes(manifest)

@@ -3,15 +3,16 @@
 No function here logs a report or puts one into an exception.
 """
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
+from data_pipelines.storage import Missing, Place, is_remote, join, place, read_bytes
 
 _REMEMBERED = 1 << 16  # reports whose ids a reader keeps: enough for small stores, bounded for large ones
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -109,15 +110,17 @@ def choose_tokenizer(stores, tokens: TokenConfig, path: str = "") -> str | None:
     if tokens.text_length == 0:
         return None
     if path:
-        return _checked(Path(path), tokens)
+        return _checked(place(path), _read(place(path)), tokens)
     with_text = [store for store in stores if np.any(store.index.has_report)]
-    files = [Path(store.path) / "tokenizer.json" for store in with_text]
     found = {}
-    for file in files:
-        if file.is_file():
-            found.setdefault(file.read_bytes(), file)
+    for store in with_text:
+        with contextlib.suppress(Missing):
+            where = join(store.path, "tokenizer.json")
+            found.setdefault(store.read_file("tokenizer.json") if is_remote(where) else read_bytes(where), where)
+    found.pop(None, None)
     if len(found) == 1:
-        return _checked(next(iter(found.values())), tokens)
+        data, where = next(iter(found.items()))
+        return _checked(where, data, tokens)
     if not with_text:
         return None
     raise BadInput(
@@ -128,21 +131,26 @@ def choose_tokenizer(stores, tokens: TokenConfig, path: str = "") -> str | None:
     )
 
 
-def _checked(path: Path, tokens: TokenConfig) -> str:
+def _read(where: Place) -> bytes:
+    try:
+        return read_bytes(where)
+    except Missing as error:
+        raise BadInput(str(where), error.found, "a tokenizer.json", "correct config.data.tokenizer") from None
+
+
+def _checked(where: Place, data: bytes, tokens: TokenConfig) -> str:
     from tokenizers import Tokenizer
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = data.decode()
         size = Tokenizer.from_str(text).get_vocab_size()
-    except FileNotFoundError:
-        raise BadInput(str(path), "no such file", "a tokenizer.json", "correct config.data.tokenizer") from None
     except Exception:  # tokenizers raises bare Exception
         raise BadInput(
-            str(path), "a file that `tokenizers` cannot read", "a tokenizer.json", "correct config.data.tokenizer"
+            str(where), "a file that `tokenizers` cannot read", "a tokenizer.json", "correct config.data.tokenizer"
         ) from None
     if size > tokens.text_vocabulary:
         raise BadInput(
-            str(path),
+            str(where),
             f"{size} entries",
             f"at most config.tokens.text_vocabulary = {tokens.text_vocabulary}",
             f"set config.tokens.text_vocabulary={size} or name a smaller tokenizer",

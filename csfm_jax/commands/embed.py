@@ -29,12 +29,13 @@ def arguments(parser) -> None:
 
 def run(args) -> None:
     from csfm_jax.encoding import load
+    from data_pipelines.storage import place
+    from data_pipelines.store import stores_in
 
     target = Path(args.output)
     if target.suffix != ".parquet":
         raise BadInput("--output", "a name that does not end in .parquet", "one that does", "choose such a name")
-    inside = Path(args.input.split(",")[0])
-    prepared = (inside / "manifest.json").is_file() or next(inside.glob("*/manifest.json"), None) is not None
+    prepared = bool(stores_in(place(args.input.split(",")[0])))
     refused: list[dict] = []
     encoder = load(args.checkpoint)
     files = from_files(encoder, args.input, refused, keep_names=args.keep_names)

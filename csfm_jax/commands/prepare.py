@@ -7,6 +7,9 @@ gives one store each, OUTPUT/<name>.
 The shards of a store may be written by processes of this machine (--workers=N), by the jobs of an array on a shared
 disk (--shard=i/n in each; in a SLURM array --runner=shard is enough; the last job to end finishes the store), or by
 Apache Beam (--runner=beam --beam=--runner=FlinkRunner ...). The bytes are the same.
+
+With --output at s3:// or gs://, the store is made in a folder here (--staging) and sent when it is whole, its manifest
+last; the same command goes on where it stopped there too.
 """
 
 import sys
@@ -18,7 +21,8 @@ from data_pipelines.errors import BadInput
 def arguments(parser):
     add = parser.add_argument
     add("--source", required=True, help="a folder of recordings, or simulated:subjects=200,seed=0")
-    add("--output", required=True, type=Path, help="folder of the store; of the stores, if there are several sources")
+    add("--output", required=True, help="folder (or s3://, gs:// address) of the store; of the stores, if several")
+    add("--staging", type=Path, metavar="FOLDER", help="where a store for s3://, gs:// is made (default: in TMPDIR)")
     add("--keep-reports", action="store_true", help="store the text reports, and a vocabulary trained on them")
     add("--shards", type=int, help="files of a store (default: about 64 recordings each)")
     add("--workers", type=int, default=1, help="processes; the result is the same (default: 1)")
@@ -38,6 +42,7 @@ def run(args):
     from data_pipelines.datasets import left_out, open_sources
     from data_pipelines.prepare import prepare
     from data_pipelines.runners import parse_share
+    from data_pipelines.storage import join, place
     from data_pipelines.subjects import new_key, read_key
 
     runner = args.runner or ("shard" if args.shard else "local")
@@ -58,10 +63,12 @@ def run(args):
         print(f"csfm prepare: left out, as no known dataset: {found}; give each by itself", file=sys.stderr)
     refused = 0
     for source in sources:
-        output = args.output / source.name if len(sources) > 1 else args.output
+        several = len(sources) > 1
+        output = join(place(args.output), source.name) if several else place(args.output)
+        staging = args.staging / source.name if several and args.staging else args.staging
         try:
             with _bar(source.name) as progress:
-                summary = prepare(source, output, key=key, progress=progress, **options)
+                summary = prepare(source, output, staging=staging, key=key, progress=progress, **options)
             print(summary)
             if source.note:
                 print(f"{source.name}: {source.note}", file=sys.stderr)

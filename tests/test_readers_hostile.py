@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 import zlib
 
@@ -10,6 +11,8 @@ import pytest
 import scipy.io
 
 import data_pipelines
+from data_pipelines import formats
+from data_pipelines.datasets import open_sources
 from data_pipelines.errors import BadInput
 
 h5py = pytest.importorskip("h5py", reason="the extra [formats] is not installed")
@@ -48,6 +51,41 @@ def test_hdf5_links_that_leave_the_file(tmp_path):
     for name in ("none", "inside/deeper", "../x"):
         refused(describe(tmp_path / "x.h5", dataset=name), "no dataset")
     assert len(data_pipelines.read(describe(tmp_path / "x.h5", dataset="inside")).channels) == 1
+
+
+def test_hdf5_layouts_are_looked_at_without_following_a_link(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # whoever opens it waits
+    with h5py.File(tmp_path / "device.h5", "w") as file:
+        file["device"] = h5py.ExternalLink("pipe", "x")
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file.create_group("device").attrs["sampling rate"] = 100
+        file["device/raw"] = h5py.ExternalLink("pipe", "x")
+    with h5py.File(tmp_path / "channel.h5", "w") as file:
+        file.create_group("device").attrs["sampling rate"] = 100
+        file["device/raw/channel_1"] = h5py.ExternalLink("pipe", "x")
+    assert formats.find(tmp_path) == ([("channel.h5", "")], {".h5": 2})
+    refused(tmp_path / "channel.h5", "a link in place of a dataset")
+
+
+def test_half_a_file_is_listed_and_its_reason_told(tmp_path):
+    with h5py.File(tmp_path / "sph.h5", "w") as file:
+        file["ecg"] = np.random.default_rng(0).normal(size=(12, 5000)).astype(np.float16)
+    arrays = {"ECG": np.arange(1e4), "PCG": np.arange(1e4), "fs": 8000}
+    scipy.io.savemat(tmp_path / "e.mat", arrays, do_compression=True)
+    for path in (tmp_path / "sph.h5", tmp_path / "e.mat"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert formats.find(tmp_path) == ([("e.mat", ""), ("sph.h5", "")], {})
+    refused(tmp_path / "sph.h5", "damaged HDF5")
+    refused(tmp_path / "e.mat", "damaged MATLAB|not as its length")
+
+
+def test_recordings_of_one_name_in_a_file_cost_only_themselves(tmp_path):
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        file["tracings"], file["exam_id"] = np.ones((4, 100, 12), np.float32), [7, 8, 7, 9]
+    (source,) = open_sources(tmp_path)
+    assert [entry.study for entry in source.entries()] == ["x.hdf5#7", "x.hdf5#8", "x.hdf5#9"]
+    refused(tmp_path / "x.hdf5#7", "two recordings of that name")
+    assert len(data_pipelines.read(tmp_path / "x.hdf5#9").channels) == 12
 
 
 def test_hdf5_that_declares_what_it_does_not_hold(tmp_path):

@@ -28,17 +28,25 @@ _MAGIC = b"\x89HDF\r\n\x1a\n"
 _LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 _MOST_INFLATION = 1000  # deflate's limit is 1032 to one; ECGs come out at 2 to 5
 _MOST_BYTES = 1 << 33
+_HARD = 0  # H5L_TYPE_HARD: what is there is in the file itself
 
 
 def recognises(path: Path, head: bytes) -> bool:
-    """Whether it is an HDF5 file of a known layout, or one that a sidecar describes."""
+    """Whether it is an HDF5 file of a known layout, or one that a sidecar describes, or one whose layout is damaged."""
     if head[:8] != _MAGIC and head[512:520] != _MAGIC:
         return False
-    return find_sidecar(path) is not None or _layout(path) is not None
+    try:
+        return find_sidecar(path) is not None or _layout(path) is not None
+    except BadInput:
+        return True  # half a file: reading it gives the reason
 
 
 def items(path: Path) -> list[str]:
-    """Names of the recordings stacked in a file; [""] where it holds one."""
+    """Names of the recordings stacked in a file; [""] where it holds one. A name that comes twice is named once."""
+    return list(dict.fromkeys(_names(path)))
+
+
+def _names(path: Path) -> list[str]:
     if not find_sidecar(path) and _layout(path) == "opensignals":
         return [""]
     described = _described(path)
@@ -60,7 +68,7 @@ def read(path: str | Path, item: str = "") -> Recording:
 
     Raises:
         BadInput: no known layout, a link out of the file, a dataset that is not of numbers or that would inflate out
-            of all proportion, no such item, the library is not installed.
+            of all proportion, no such item or two of its name, the library is not installed.
     """
     path = Path(path)
     if not find_sidecar(path) and _layout(path) == "opensignals":
@@ -80,20 +88,32 @@ def read(path: str | Path, item: str = "") -> Recording:
 
 
 def _layout(path: Path) -> str | None:
-    """Which known layout a file has: "code15", "sph", "opensignals", or None."""
-    try:
-        with _opened(path) as file:
-            names = set(file)
-            if {"tracings", "exam_id"} <= names:
-                return "code15"
-            if names == {"ecg"}:
-                return "sph"
-            device = next(iter(names)) if len(names) == 1 else None
-            if device and "sampling rate" in file[device].attrs and "raw" in file[device]:
-                return "opensignals"
-    except (BadInput, KeyError, AttributeError, ValueError, TypeError, RuntimeError):
-        return None
+    """Which known layout a file has: "code15", "sph", "opensignals", or None; BadInput where it cannot be seen."""
+    with _opened(path) as file:
+        names = set(file)
+        if {"tracings", "exam_id"} <= names:
+            return "code15"
+        if names == {"ecg"}:
+            return "sph"
+        device = _within(file, next(iter(names))) if len(names) == 1 else None
+        if device is not None and "sampling rate" in device.attrs and _within(device, "raw") is not None:
+            return "opensignals"
     return None
+
+
+def _within(group, name: str):
+    """What a group holds under a name, where it is in the file itself; None for links, which nothing may follow."""
+    return group[name] if _link(group, name) == _HARD else None
+
+
+def _link(group, name: str) -> int | None:
+    """The type of the link under a name; None where there is none. No link is followed to see it."""
+    import h5py
+
+    place = name.encode("utf-8", "surrogateescape")
+    if not isinstance(group, h5py.Group) or name == "." or not group.id.links.exists(place):
+        return None
+    return group.id.links.get_info(place).type
 
 
 def _described(path: Path) -> Sidecar:
@@ -132,10 +152,10 @@ def _dataset(path: Path, file, name: str):
 
     place = file
     for part in filter(None, name.split("/")):
-        link = place.get(part, getlink=True) if isinstance(place, h5py.Group) else None
+        link = _link(place, part)
         if link is None:
             raise BadInput(path, "no dataset where one is described", f"a dataset {name!r}", "correct the description")
-        if not isinstance(link, h5py.HardLink):
+        if link != _HARD:
             raise BadInput(path, "a link in place of a dataset", "data in the file itself", "copy the data into it")
         place = place[part]
     if not isinstance(place, h5py.Dataset) or place.dtype.kind not in "iufS" or place.is_virtual or place.external:
@@ -158,14 +178,20 @@ def _name(value) -> str:
 
 
 @lru_cache(maxsize=8)
-def _positions(path: Path, modified: int) -> dict[str, int]:
-    return {name: number for number, name in enumerate(items(path))}
+def _positions(path: Path, modified: int) -> dict[str, int | None]:
+    """Name -> row; None for a name that comes twice."""
+    positions: dict[str, int | None] = {}
+    for number, name in enumerate(_names(path)):
+        positions[name] = None if name in positions else number
+    return positions
 
 
 def _position(path: Path, item: str) -> int:
-    position = _positions(path, path.stat().st_mtime_ns).get(item)
+    positions = _positions(path, path.stat().st_mtime_ns)
+    position = positions.get(item)
     if position is None:
-        raise BadInput(path, "no recording of that name", "one of the file's", "list them with formats.hdf5.items")
+        found = "two recordings of that name" if item in positions else "no recording of that name"
+        raise BadInput(path, found, "one of the file's", "list them with formats.hdf5.items")
     return position
 
 
@@ -202,10 +228,10 @@ def _read_opensignals(path: Path) -> Recording:
     if not _sound_heaps(path):
         raise BadInput(path, "a heap of texts without an end", "a whole file", "replace it by the original")
     with _opened(path) as file:
-        device = file[next(iter(file))]
+        device = _within(file, next(iter(file)))
         rate = float(device.attrs["sampling rate"])
         channels = []
-        for name in sorted(n for n in device["raw"] if n.startswith("channel_")):
+        for name in sorted(n for n in _within(device, "raw") if n.startswith("channel_")):
             dataset = _dataset(path, file, f"{device.name}/raw/{name}")
             sensor = str(dataset.attrs.get("sensor", ""))
             known = {"BVP": "PPG", "EEG": "EEG other", "EMG": "EMG other", "ECG": "ECG other", "RESPIRATION": "RESP",

@@ -24,7 +24,7 @@ _NUMERIC_CLASSES, _OPAQUE = range(6, 16), 17
 
 
 def recognises(path: Path, head: bytes) -> bool:
-    """Whether it is a version 5 file, with a sidecar or in the layout of EPHNOGRAM."""
+    """Whether it is a version 5 file with a sidecar, in the layout of EPHNOGRAM, or too damaged to list what it holds."""
     if not head.startswith(_MAGIC):
         return False
     if find_sidecar(path):
@@ -32,7 +32,7 @@ def recognises(path: Path, head: bytes) -> bool:
     try:
         return {"ECG", "PCG", "fs"} <= set(_variables(path, _inflated(path)))
     except BadInput:
-        return False
+        return True  # half a file: reading it gives the reason
 
 
 def read(path: str | Path, item: str = "") -> Recording:

@@ -144,6 +144,25 @@ def test_plain_edf_tells_persons_by_the_whole_field(tmp_path):
     content[88:168] = b"Startdate 01-AUG-2001 X X X".ljust(80)
     path.write_bytes(content)
     assert edf.person(path) == "A-12" and data_pipelines.read(path).labels == {"sex": 1, "age": 49}
+    content[192:197] = b"     "  # of plain EDF, where the same words are anything
+    path.write_bytes(content)
+    assert edf.person(path) == "A-12 F 02-AUG-1951 Anna_K" and data_pipelines.read(path).labels == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "person"),
+    [
+        ("X F 02-AUG-1951 Anna_K", "X F 02-AUG-1951 Anna_K"), ("X X X X", ""), ("X F 02-AUG-1951 X", ""),
+        ("X M X X", ""), ("X Anna_K", "X Anna_K"), ("A-12 X X Anna_K", "A-12"), ("X X X X ward-7", "X X X X ward-7"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_a_person_without_a_code_is_told_by_the_name(tmp_path, field, person):
+    path = write(tmp_path / "x.edf", signal(100, "II"))
+    content = bytearray(path.read_bytes())
+    content[8:88], content[192:197] = field.encode().ljust(80), b"EDF+C"
+    path.write_bytes(content)
+    assert edf.person(path) == person
 
 
 def test_units_in_latin_1_and_in_utf_8(tmp_path):

@@ -189,6 +189,26 @@ def test_missing_fields_are_invalid_and_words_are_refused(tmp_path):
     assert "Zanzibarov" not in str(caught.value)
 
 
+def test_columns_of_one_name_and_digits_in_groups_are_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = describe(tmp_path / "x.csv", channels=["II"])
+    path.write_text("II,II,note\n1,2,3\n")
+    with pytest.raises(BadInput, match="two columns of one name"):
+        data_pipelines.read(path)
+    path.write_text("note,II,note\n1,2,3\n")  # nobody asks for these
+    assert signals(path) == [[2]]
+    for rows in ("1_0\n2\n", "2\n1_0\n"):
+        path.write_text("II\n" + rows)
+        with pytest.raises(BadInput, match="no number in row"):
+            data_pipelines.read(path)
+    column = pa.array([1.0])
+    pq.write_table(pa.Table.from_arrays([column, column], names=["II", "II"]), tmp_path / "x.parquet")
+    with pytest.raises(BadInput, match="two columns of one name"):
+        data_pipelines.read(describe(tmp_path / "x.parquet", channels=["II"]))
+
+
 def test_numpy_parquet_hdf5_and_matlab_by_sidecar(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -66,13 +66,26 @@ class EdfHeader:
         return sum(signal.samples for signal in self.signals)
 
     def person(self) -> str:
-        """The patient's code, "" if there is none; of plain EDF the whole field, whose first word may be anyone's."""
-        words = self.patient[:1] if self.plus else self.patient
-        return " ".join(words) if set(words) - {"X"} else ""
+        """The patient's code; the whole field where there is none but a name, and in plain EDF, where any word is anything.
+
+        Sex and birthdate beside an unknown code and name tell no person: strangers share them.
+        """
+        if not self.plus:
+            return " ".join(self.patient) if set(self.patient) - {"X"} else ""
+        if not self.patient or self.patient[0] != "X":
+            return "".join(self.patient[:1])
+        rest = list(self.patient[1:])
+        if rest and rest[0] in ("M", "F", "X"):
+            rest.pop(0)
+        if rest and _date(rest[0]):
+            rest.pop(0)
+        return " ".join(self.patient) if set(rest) - {"X"} else ""
 
     def labels(self) -> dict[str, float]:
-        """Sex (0 male, 1 female) and age in years at the recording, where told."""
+        """Sex (0 male, 1 female) and age in years at the recording, where the subfields of EDF+ tell them."""
         labels = {}
+        if not self.plus:  # free text: an M may be an initial
+            return labels
         if len(self.patient) > 1 and self.patient[1] in ("M", "F"):
             labels["sex"] = float(self.patient[1] == "F")
         born = _date(self.patient[2]) if len(self.patient) > 2 else None

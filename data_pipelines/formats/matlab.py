@@ -24,7 +24,7 @@ _NUMERIC_CLASSES, _OPAQUE = range(6, 16), 17
 
 
 def recognises(path: Path, head: bytes) -> bool:
-    """Whether it is a version 5 file with a sidecar, in the layout of EPHNOGRAM, or too damaged to list what it holds."""
+    """Whether it is a version 5 file: described by a sidecar, of EPHNOGRAM, or too damaged to list what it holds."""
     if not head.startswith(_MAGIC):
         return False
     if find_sidecar(path):

@@ -46,7 +46,7 @@ def read(path: str | Path, item: str = "") -> Recording:
     sidecar = read_sidecar(path) if find_sidecar(path) else _simple(path) if head == _SIMPLE else None
     if sidecar is None:
         raise BadInput(path, "no sidecar", f"{path.name}.json", "describe rate, channels and unit in it")
-    columns = _parquet(path, sidecar) if head.startswith(_PARQUET) else _text(path)
+    columns = _parquet(path, sidecar) if head.startswith(_PARQUET) else _text(path, sidecar)
     signals = [_column(path, columns, note.place or note.name, i) for i, note in enumerate(sidecar.channels)]
     if sidecar.time:
         rate = _rate(path, _column(path, columns, sidecar.time, None))
@@ -62,7 +62,17 @@ def _column(path: Path, columns: dict[str, np.ndarray], name: str, position: int
     raise BadInput(path, "no such column", f"a column {name!r}", "correct the description")
 
 
-def _text(path: Path) -> dict[str, np.ndarray]:
+def _wanted(sidecar: Sidecar) -> list[str]:
+    """Names of the columns that a sidecar asks for."""
+    return [note.place or note.name for note in sidecar.channels] + [sidecar.time] * bool(sidecar.time)
+
+
+def _refuse_twins(path: Path, names: list[str], wanted: list[str]) -> None:
+    if any(names.count(name) > 1 for name in set(wanted)):
+        raise BadInput(path, "two columns of one name", "one of each that is described", "rename one of them")
+
+
+def _text(path: Path, sidecar: Sidecar) -> dict[str, np.ndarray]:
     """Column name -> float64; "#0", "#1", ... where the file has no line of names."""
     try:
         content = path.read_bytes().decode("utf-8-sig")
@@ -76,6 +86,7 @@ def _text(path: Path) -> dict[str, np.ndarray]:
     first = split(lines[0])
     named = any(_float(field) is None for field in first)
     names = [field.strip() for field in first] if named else [f"#{i}" for i in range(len(first))]
+    _refuse_twins(path, names, _wanted(sidecar))
     return dict(zip(names, _numbers(path, lines[named:], len(names), delimiter)))
 
 
@@ -94,6 +105,9 @@ def _numbers(path: Path, lines: list[str], width: int, delimiter: str | None) ->
         raise BadInput(
             path, f"a row with another number of fields ({ragged + 1} of {len(lines)})", expected, "correct it"
         )
+    odd = next((i for i, line in enumerate(lines) if "_" in line), None)  # Python would take 1_0 for 10
+    if odd is not None:
+        raise BadInput(path, f"a field that is no number in row {odd + 1}", "numbers", "correct it")
     # genfromtxt makes NaN of what is no number: only an empty field or "nan" may be one
     for row in np.flatnonzero(np.isnan(values).any(axis=1)):
         fields = lines[row].split(delimiter)
@@ -104,7 +118,7 @@ def _numbers(path: Path, lines: list[str], width: int, delimiter: str | None) ->
 
 def _float(field: str) -> float | None:
     try:
-        return float(field.strip() or "nan")
+        return float(field.strip() or "nan") if "_" not in field else None
     except ValueError:
         return None
 
@@ -113,9 +127,10 @@ def _parquet(path: Path, sidecar: Sidecar) -> dict[str, np.ndarray]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = [note.place or note.name for note in sidecar.channels] + [sidecar.time] * bool(sidecar.time)
+    names = _wanted(sidecar)
     try:
         file = pq.ParquetFile(path)
+        _refuse_twins(path, file.schema_arrow.names, names)
         if file.metadata.num_rows * len(names) * 8 > _MOST_INFLATION * path.stat().st_size + (1 << 20):
             raise BadInput(path, "a table out of all proportion to the file", "its samples", "replace the file")
         found = [name for name in names if name in file.schema_arrow.names]

@@ -104,10 +104,11 @@ class EventTable:
         return {name: [event[i] for event in found] for i, name in enumerate(self.types)}
 
 
-def write_quality(path: Path, qualities: list[tuple[int, Quality]]) -> int:
+def write_quality(path: Path, temporary: Path, qualities: list[tuple[int, Quality]]) -> int:
     """Writes one shard's quality: a row a channel and segment; recordings count from the shard's first.
 
     Args:
+        path: of the file. temporary: of the file while it is being written, on the same disk.
         qualities: (recording, its quality) in order.
 
     Returns:
@@ -122,7 +123,7 @@ def write_quality(path: Path, qualities: list[tuple[int, Quality]]) -> int:
     values = np.concatenate([quality.table.reshape(-1, len(MEASURES)) for _, quality in qualities])
     joined = {name: np.concatenate(parts) for name, parts in columns.items()} | dict(zip(MEASURES, values.T.copy()))
     types = {"recording": "int32", "channel": "int16", "segment": "int32"} | dict.fromkeys(MEASURES, "uint8")
-    writer = TableWriter(path, types)
+    writer = TableWriter(path, temporary, types)
     try:
         writer.add(joined)
         return writer.close()
@@ -131,15 +132,15 @@ def write_quality(path: Path, qualities: list[tuple[int, Quality]]) -> int:
 
 
 class TableWriter:
-    """A Parquet file written by row groups beside its place, and renamed by `close`."""
+    """A Parquet file written by row groups as `temporary`, and renamed by `close`."""
 
-    def __init__(self, path: Path, types: dict[str, str]):
+    def __init__(self, path: Path, temporary: Path, types: dict[str, str]):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         kinds = {"float32": pa.float32(), "float64": pa.float64(), "bool": pa.bool_()}
         self._schema = pa.schema([(name, kinds.get(t) or pa.type_for_alias(t)) for name, t in types.items()])
-        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}")
+        self._path, self._temporary = path, temporary
         self._file = pa.OSFile(str(self._temporary), "wb")
         self._writer = pq.ParquetWriter(self._file, self._schema)
         self._waiting: list = []

@@ -1,9 +1,9 @@
 """Writing a store shard by shard, so that a run killed at any moment goes on where it stopped.
 
 While it is being written, a store has no manifest. A finished shard's files lie under their final names, and
-`.partial/` holds its rows, and each file's size and SHA-256; whatever else is found there is a torn attempt and is
-written over. `finish` goes through the shards one after the other, so that its memory does not grow with the store,
-writes the manifest last, and removes `.partial/`. Every step writes beside and renames.
+`.partial/` holds its rows, and each file's size and SHA-256; whatever else is found there is a torn attempt: every
+file is begun there and renamed. `finish` goes through the shards one after the other, so that its memory does not grow
+with the store, writes the manifest last, and removes `.partial/`.
 """
 
 import contextlib
@@ -73,23 +73,35 @@ class StoreWriter:
         plan: what the store is made of, as plain values; kept in the manifest, and compared before going on.
 
     Raises:
-        BadInput: the folder holds a store, or an unfinished one, made of something else; the message says which part.
+        BadInput: the folder holds a store, or an unfinished one, made of something else (the message says which part),
+            or other files.
     """
 
     def __init__(self, path: str | Path, *, name: str, spec: Spec, shards: int = 1, plan: dict | None = None):
         self.path, self.work = Path(path), Path(path) / WORK
         self.name, self.spec, self.shards = name, spec, shards
         self.plan = plan or {"name": name, "spec": str(spec), "shards": shards}
+        self._check_folder()
         self.work.mkdir(parents=True, exist_ok=True)
         (self.path / "shards").mkdir(exist_ok=True)
         self._check_plan()
+
+    def _check_folder(self):
+        try:
+            others = not self.work.is_dir() and any(self.path.iterdir())
+        except FileNotFoundError:
+            return
+        # asked again: of jobs that begin at one moment, another may have made `.partial/` meanwhile
+        if others and not self.work.is_dir() and not (self.path / MANIFEST).is_file():
+            found = "a folder with other files"
+            raise BadInput(str(self.path), found, "an empty folder or a store", "choose another --output, or empty it")
 
     def _check_plan(self):
         file = self.work / "plan.json"
         try:
             found = json.loads(file.read_bytes())
         except (OSError, ValueError):
-            write_file(file, json.dumps(self.plan, sort_keys=True).encode())
+            write_file(file, json.dumps(self.plan, sort_keys=True).encode(), self.work)
         else:
             compare_plans(self.path, found, self.plan)
 
@@ -150,12 +162,12 @@ class StoreWriter:
             if len(qualities):
                 (self.path / "quality").mkdir(exist_ok=True)
                 name = quality_name(shard, self.shards)
-                count = write_quality(self.path / name, qualities)
+                count = write_quality(self.path / name, temporary, qualities)
                 file = self.path / name
                 files[name] = {"size": file.stat().st_size, "sha256": file_sha256(file), "count": count}
             part = {"files": files, "rows": rows, "notes": notes or {}}
             body = json.dumps(part).encode()
-            write_file(self._part_path(shard), body + b"\n" + hashlib.sha256(body).hexdigest().encode())
+            write_file(self._part_path(shard), body + b"\n" + hashlib.sha256(body).hexdigest().encode(), self.work)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -178,7 +190,7 @@ class StoreWriter:
             raise BadInput(str(self.path), "no recording to store", "at least one", "look at what was quarantined")
         self._write_tables(merged, tokenizer)
         lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in quarantine)
-        write_file(self.path / "quarantine.jsonl", lines.encode())
+        write_file(self.path / "quarantine.jsonl", lines.encode(), self.work)
         files = dict(merged.files)
         counts = {"quarantine.jsonl": len(quarantine), **merged.table_counts}
         for name, count in counts.items():
@@ -197,7 +209,7 @@ class StoreWriter:
             "plan": self.plan,
             "files": files,
         }
-        write_file(self.path / MANIFEST, manifest_bytes(manifest))
+        write_file(self.path / MANIFEST, manifest_bytes(manifest), self.work)
         self.clear()
         return Store.open(self.path, verify="size")
 
@@ -214,7 +226,10 @@ class StoreWriter:
             tables["reports.parquet"] = ReportTable()
         if merged.events:
             tables["events.parquet"] = EventTable()
-        writers = {name: TableWriter(self.path / name, table.types) for name, table in tables.items()}
+        writers = {
+            name: TableWriter(self.path / name, self.work / f"writing-{name}", table.types)
+            for name, table in tables.items()
+        }
         train: list[tuple[str, str]] = []
         first = 0
         try:
@@ -230,13 +245,13 @@ class StoreWriter:
             for writer in writers.values():
                 writer.abandon()
         if tokenizer and train:
-            write_file(self.path / "tokenizer.json", tokenizer(*map(list, zip(*train))).encode())
+            write_file(self.path / "tokenizer.json", tokenizer(*map(list, zip(*train))).encode(), self.work)
             merged.table_counts["tokenizer.json"] = 1
 
     def clear(self) -> None:
         """Removes what only an unfinished store needs, also what killed runs left."""
-        for torn in self.path.glob(".*.[0-9]*"):
-            torn.unlink()
+        with contextlib.suppress(OSError):
+            (self.path / "shards").rmdir()  # empty where nothing was usable
         shutil.rmtree(self.work, ignore_errors=True)
 
 
@@ -304,9 +319,9 @@ def _write_records(path, records) -> int:
     return count
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Writes beside, then renames: under its name a file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def write_file(path: Path, data: bytes, work: Path) -> None:
+    """Writes in the folder `work`, then renames: under its name a file is whole or not there."""
+    temporary = work / f"writing-{path.name}-{uuid.uuid4().hex}"
     try:
         with open(temporary, "wb") as file:
             file.write(data)

@@ -199,6 +199,28 @@ def test_killed_after_the_manifest(whole, tmp_path):
     assert content(tmp_path / "s") == content(whole[0]) and not (tmp_path / "s" / ".partial").exists()
 
 
+def test_a_users_files_are_left_alone_and_a_folder_that_holds_them_is_no_output(whole, tmp_path):
+    prepare(Cohort(), tmp_path / "s", shards=3, keep_reports=True)
+    (tmp_path / "s" / ".notes.2024").write_text("mine")
+    (tmp_path / "s" / ".partial").mkdir()
+    assert prepare(Cohort(), tmp_path / "s", shards=3, keep_reports=True).state == "verified"
+    assert (tmp_path / "s" / ".notes.2024").read_text() == "mine"
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("mine")
+    with pytest.raises(BadInput, match="home: found a folder with other files"):
+        prepare(Cohort(), tmp_path / "home")
+    assert content(tmp_path / "home") == {"letter.txt": b"mine"}
+
+
+def test_every_file_is_begun_where_a_killed_run_leaves_no_trace(whole, tmp_path, monkeypatch):
+    """Whatever `.partial/` holds goes with it: a kill within any write cannot leave a file in the finished store."""
+    begun, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (begun.append(Path(old).parent.name), replace(old, new)))
+    prepare(Cohort(), tmp_path / "s", shards=3, keep_reports=True)
+    assert set(begun) == {".partial"} and len(begun) > 15
+    assert content(tmp_path / "s") == content(whole[0])
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: data[:-9] + b"?" + data[-8:]])
 def test_a_damaged_shard_is_made_again(whole, tmp_path, monkeypatch, damage):
     path = tmp_path / "s"

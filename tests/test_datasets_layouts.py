@@ -8,6 +8,10 @@ import pytest
 import wfdb
 
 from data_pipelines.datasets import open_sources
+from data_pipelines.datasets.code15 import CODE15, CODE15HDF5
+from data_pipelines.datasets.echonext import EchoNext
+from data_pipelines.datasets.ptbxl import PTBXL
+from data_pipelines.datasets.sph import SPH
 from data_pipelines.errors import BadInput
 
 LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -244,3 +248,21 @@ def test_every_dataset_says_how_to_get_and_cite_it():
     for dataset, row in zip(known_datasets(), rows):
         assert row.startswith(f"| `{dataset.name}`") and dataset.citation
         assert dataset.licence in row and dataset.download and dataset.download in row
+
+
+@pytest.mark.parametrize(
+    ("source", "table", "column"),
+    [
+        (CODE15, "records.csv", "record"), (CODE15HDF5, "exams.csv", "exam_id"), (SPH, "metadata.csv", "ECG_ID"),
+        (EchoNext, "echonext_metadata_100k.csv", "ecg_key"), (PTBXL, "ptbxl_database.csv", "filename_lr"),
+    ],
+)  # fmt: skip
+def test_two_rows_of_one_id_are_refused_and_the_id_is_not_told(tmp_path, source, table, column):
+    columns = sorted({*source.columns, column})
+    rows = [",".join("secret7" if name == column else str(i) for name in columns) for i in range(2)]
+    (tmp_path / table).write_text("\n".join([",".join(columns), *rows]) + "\n")
+    (tmp_path / "records100").mkdir()
+    (tmp_path / "scp_statements.csv").write_text(",diagnostic,diagnostic_class\n")
+    with pytest.raises(BadInput, match=f"{table}: found rows of one {column}") as error:
+        source(tmp_path).entries()
+    assert "secret7" not in str(error.value)

@@ -28,7 +28,7 @@ class CODE15(Source):
         return set(CODE15.columns) <= set(table_columns(folder / "records.csv"))
 
     def entries(self) -> list[Entry]:
-        rows = read_table(self.root / "records.csv", self.columns)
+        rows = read_table(self.root / "records.csv", self.columns, unique="record")
         entries = [Entry(row["patient id"].strip(), row["record"], "", f"{row['record']}.hea") for row in rows]
         return sorted_entries(entries, self.root / "records.csv")
 
@@ -57,7 +57,8 @@ class CODE15HDF5(Source):
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, str]]:
-        return {row["exam_id"].strip(): row for row in read_table(self.root / "exams.csv", self.columns)}
+        rows = read_table(self.root / "exams.csv", self.columns, unique="exam_id")
+        return {row["exam_id"].strip(): row for row in rows}
 
     def entries(self) -> list[Entry]:
         # parts that were not downloaded are no errors of 20,000 recordings each

@@ -42,7 +42,7 @@ class EchoNext(Source):
         """Key -> row of the table with its position in the split's array, and how many rows each split has."""
         table = next(self.root / name for name in _TABLES if (self.root / name).is_file())
         rows, counts = {}, dict.fromkeys(_SPLITS, 0)
-        for row in read_table(table, self.columns):
+        for row in read_table(table, self.columns, unique="ecg_key"):
             split = row["split"].strip().lower()
             if split in _SPLITS:
                 rows[row["ecg_key"]] = row | {"row": str(counts[split]), "split": split}

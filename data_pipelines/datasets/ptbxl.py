@@ -43,7 +43,8 @@ class PTBXL(Source):
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, str]]:
-        return {row[self._file]: row for row in read_table(self.root / self.table, self.columns)}
+        rows = read_table(self.root / self.table, self.columns, unique=self._file)
+        return {row[self._file]: row for row in rows}
 
     @cached_property
     def _codes(self) -> dict[str, str]:

@@ -101,8 +101,18 @@ def sorted_entries(entries: list[Entry], where: Path) -> list[Entry]:
     return entries
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file; BadInput if it cannot be read, or it or one of its rows lacks one of `columns`."""
+def read_table(path: Path, columns: Sequence[str], unique: str | None = None) -> list[dict[str, str]]:
+    """Reads a CSV file.
+
+    Args:
+        columns: those that must be there. unique: one whose fields must differ from row to row.
+
+    Returns:
+        Column -> field of every row.
+
+    Raises:
+        BadInput: it cannot be read, it or one of its rows lacks one of `columns`, or two rows have one id.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -118,6 +128,9 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         )
     if short := next((i for i, row in enumerate(rows, 2) if any(row[name] is None for name in columns)), None):
         raise BadInput(path, f"row {short} cut off", f"columns {', '.join(columns)}", "use the original file")
+    if unique is not None and len({row[unique].strip() for row in rows}) < len(rows):
+        found = f"rows of one {unique}"  # which of them is right, nobody can tell
+        raise BadInput(path, found, f"a {unique} of its own in every row", "use the original file")
     return rows
 
 

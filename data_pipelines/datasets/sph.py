@@ -26,7 +26,7 @@ class SPH(Source):
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, str]]:
-        rows = read_table(self.root / "metadata.csv", self.columns)
+        rows = read_table(self.root / "metadata.csv", self.columns, unique="ECG_ID")
         return {row["ECG_ID"].strip().removesuffix(".h5"): row for row in rows}
 
     @cached_property

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 
 from data_pipelines.errors import BadInput
 from data_pipelines.prepare_shard import ShardJob, write_shard
@@ -17,26 +18,45 @@ Progress = Callable[[int], None]  # called with the number of recordings that ha
 
 
 def run_local(job: ShardJob, todo: Work, workers: int, progress: Progress) -> None:
-    """Writes the shards in this process, or in `workers` processes."""
+    """Writes the shards in this process, or in `workers` processes.
+
+    Raises:
+        BadInput: processes were killed, also those that were started for what was left; names the unfinished shards.
+    """
     if workers == 1:
         for shard, entries in todo.items():
             write_shard(job, shard, entries, lambda n: progress(1))
         return
+    # a process that is killed takes the pool with it, whoever killed it: what is left gets fresh ones, once
+    left = _in_processes(job, todo, workers, progress)
+    if left := _in_processes(job, left, workers, progress) if left else left:
+        shown = ", ".join(map(str, list(left)[:10])) + (" ..." if len(left) > 10 else "")
+        found = f"worker processes killed from outside, twice ({len(left)} shards are unfinished: {shown})"
+        remedy = "give the same command again, it goes on; fewer --workers need less memory"
+        raise BadInput(str(job.output), found, "processes that live to the end", remedy)
+
+
+def _in_processes(job: ShardJob, todo: Work, workers: int, progress: Progress) -> Work:
+    """Writes shards in fresh processes; what is left of them where one of these was killed."""
+    left = dict(todo)
     # spawn: a forked child would inherit the threads and readers of whoever calls this
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt) as pool:
         waiting = iter(todo.items())
-        # few at a time: the queue holds the entries of its shards
-        running = {pool.submit(write_shard, job, *item): len(item[1]) for item in _take(waiting, 2 * workers)}
         try:
+            # few at a time: the queue holds the entries of its shards
+            running = {pool.submit(write_shard, job, *item): item[0] for item in _take(waiting, 2 * workers)}
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     future.result()
-                    progress(running.pop(future))
-                    running |= {pool.submit(write_shard, job, *item): len(item[1]) for item in _take(waiting, 1)}
+                    progress(len(left.pop(running.pop(future))))
+                    running |= {pool.submit(write_shard, job, *item): item[0] for item in _take(waiting, 1)}
+        except BrokenProcessPool:
+            return left
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what has begun ends, nothing new begins
             raise
+    return left
 
 
 def run_beam(job: ShardJob, todo: Work, options: list[str], progress: Progress) -> None:
@@ -73,19 +93,28 @@ def parse_share(text: str | None) -> tuple[int, int]:
     """(i, n) of "i/n", 0 <= i < n; None: of the array job that SLURM says this is.
 
     Raises:
-        BadInput: something else, or no such job.
+        BadInput: something else, no such job, or one of an array with gaps.
     """
     if text is None:
-        try:
-            first, last = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("MIN", "MAX"))
-            return int(os.environ["SLURM_ARRAY_TASK_ID"]) - first, last - first + 1
-        except (KeyError, ValueError):
-            found, expected = "no share, and no SLURM array job", "i/n: this job's number, from 0, of how many"
-            raise BadInput("--runner=shard", found, expected, "add --shard=i/n") from None
+        return _slurm_share()
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not match or not int(match[1]) < int(match[2]):
         raise BadInput("--shard", repr(text), "i/n with i from 0 to n - 1", "number the jobs from 0")
     return int(match[1]), int(match[2])
+
+
+def _slurm_share() -> tuple[int, int]:
+    names, expected = ("ID", "MIN", "MAX", "STEP", "COUNT"), "i/n: this job's number, from 0, of how many"
+    try:
+        number, first, last, step, count = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
+    except (KeyError, ValueError):
+        found = "no share, and no SLURM array job"
+        raise BadInput("--runner=shard", found, expected, "add --shard=i/n") from None
+    # "0-30:10" are four jobs; of "0,1,7" the variables do not tell which is the second
+    if step < 1 or (number - first) % step or (last - first) // step + 1 != count or not first <= number <= last:
+        found = f"a SLURM array of {count} jobs with gaps between {first} and {last}"
+        raise BadInput("--runner=shard", found, expected, "add --shard=i/n, or number the jobs without gaps")
+    return (number - first) // step, count
 
 
 def _take(items, count):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -127,9 +128,55 @@ def test_shares_are_every_shard_once(monkeypatch):
             runners.parse_share(wrong)
     with pytest.raises(BadInput, match="--runner=shard"):
         runners.parse_share(None)
-    for name, value in (("ID", 12), ("MIN", 10), ("MAX", 19)):
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),  # ID, MIN, MAX, STEP, COUNT
+    [
+        ((12, 10, 19, 1, 10), (2, 10)), ((20, 0, 30, 10, 4), (2, 4)), ((30, 0, 30, 10, 4), (3, 4)),
+        ((7, 7, 7, 1, 1), (0, 1)), ((7, 0, 7, 1, 3), None), ((5, 0, 30, 10, 4), None), ((3, 0, 9, 0, 10), None),
+    ],
+)  # fmt: skip
+def test_the_share_of_a_slurm_array_job(monkeypatch, array, expected):
+    for name, value in zip(("ID", "MIN", "MAX", "STEP", "COUNT"), array):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-    assert runners.parse_share(None) == (2, 10)
+    if expected:
+        assert runners.parse_share(None) == expected
+    else:
+        with pytest.raises(BadInput, match="--shard=i/n"):
+            runners.parse_share(None)
+
+
+@dataclass
+class Deadly(Cohort):
+    """One recording kills the process that reads it, the first time."""
+
+    marker: str = ""
+
+    def read(self, entry):
+        if entry.study.endswith("009") and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(entry)
+
+
+def test_a_killed_worker_is_replaced(whole, tmp_path):
+    source = Deadly(damaged=True, marker=str(tmp_path / "killed"))
+    prepare(source, tmp_path / "s", workers=2, **OPTIONS)
+    assert (tmp_path / "killed").exists() and content(tmp_path / "s") == whole
+
+
+def test_workers_that_are_killed_again_are_told_in_one_line(whole, tmp_path, monkeypatch):
+    class Pool(runners.ProcessPoolExecutor):
+        def submit(self, *_):
+            raise runners.BrokenProcessPool
+
+    monkeypatch.setattr(runners, "ProcessPoolExecutor", Pool)
+    message = "5 shards are unfinished: 0, 1, 2, 3, 4.*same command again, it goes on"
+    with pytest.raises(BadInput, match=message):
+        prepare(Cohort(damaged=True), tmp_path / "s", workers=2, **OPTIONS)
+    prepare(Cohort(damaged=True), tmp_path / "s", **OPTIONS)
+    assert content(tmp_path / "s") == whole
 
 
 def test_command(tmp_path, monkeypatch, capsys):

@@ -69,6 +69,8 @@ class Summary:
             f"  hours: {hours}",
             f"  quarantined: {self.quarantined}" + (" (see quarantine.jsonl)" if self.quarantined else ""),
         ]
+        if duplicates := self.totals.get("duplicates"):
+            lines.append(f"  same samples as an earlier recording: {duplicates} (`csfm data overlap` lists them)")
         if unknown := self.unknown:
             lines.append("  channels unknown by name: " + _counts(unknown))
         if dropped := self.dropped:

@@ -24,6 +24,7 @@ class Merged:
         self.recordings = self.subjects = self.reports = self.events = 0
         self.splits = dict.fromkeys(SPLITS, 0)
         self.milliseconds: dict[str, int] = {}
+        self._digests: list[np.ndarray] = []  # 8 bytes a recording
 
     def survey(self, part: dict) -> None:
         """Takes in one shard's part: {"files", "rows"}."""
@@ -31,6 +32,7 @@ class Merged:
         self.files |= part["files"]
         self.recordings += len(rows)
         self.subjects += len({row["subject"] for row in rows})  # no subject lies in two shards
+        self._digests.append(np.array([int(row["digest"], 16) for row in rows], np.uint64))
         for row in rows:
             self.sets.add(tuple(row["channels"]))
             self.labels.update(row["labels"])
@@ -41,10 +43,14 @@ class Merged:
                 self.milliseconds[modality] = self.milliseconds.get(modality, 0) + row["milliseconds"]
 
     def totals(self) -> dict:
-        """Recordings, subjects, by split and in hours by modality (a recording counts once for each it holds)."""
+        """Recordings, subjects, by split and in hours by modality (a recording counts once for each it holds).
+
+        "duplicates" are recordings whose stored samples equal those of an earlier one, bit by bit.
+        """
         return {
             "recordings": self.recordings,
             "subjects": self.subjects,
+            "duplicates": self.recordings - len(np.unique(np.concatenate(self._digests))),
             "splits": self.splits,
             "hours": {name: round(ms / 3.6e6, 6) for name, ms in sorted(self.milliseconds.items())},
         }

@@ -273,10 +273,13 @@ def _chunks(recordings, rows, qualities):
     for r in recordings:
         milliseconds, channels = r.prepared.milliseconds, [int(c) for c in r.prepared.channels]
         chunks = chunk_count(milliseconds)
+        digest = hashlib.blake2b(repr(channels).encode(), digest_size=8)
         spans = [modality_of(c).rate * CHUNK_SECONDS for c in channels]
         for i in range(chunks):
             parts = (s[i * n : (i + 1) * n].astype("<i2", copy=False) for s, n in zip(r.prepared.samples, spans))
-            yield b"".join(p.tobytes() for p in parts)
+            chunk = b"".join(p.tobytes() for p in parts)
+            digest.update(chunk)
+            yield chunk
         if r.quality is not None:
             qualities.append((len(rows), r.quality))
         rows.append(
@@ -292,6 +295,7 @@ def _chunks(recordings, rows, qualities):
                 "labels": {k: float(v) for k, v in r.labels.items() if not math.isnan(v)},
                 "events": [[float(e.time), float(e.seconds), e.code] for e in r.events],
                 "derived": r.derived,
+                "digest": digest.hexdigest(),
             }
         )
         first += chunks

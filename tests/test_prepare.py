@@ -125,6 +125,16 @@ def test_quarantine(tmp_path):
     assert len(Store.open(tmp_path / "s").index) == 18
 
 
+def test_recordings_with_the_samples_of_another_are_counted(whole, tmp_path, monkeypatch):
+    first = Cohort().entries()[0]
+    plain = Cohort.read
+    same = lambda self, entry: plain(self, first if entry.study.endswith(("008", "015")) else entry)  # noqa: E731
+    monkeypatch.setattr(Cohort, "read", same)
+    summary = prepare(Cohort(), tmp_path / "s", shards=3)  # of three people, in any shards
+    assert summary.totals["duplicates"] == 2 and "same samples as an earlier recording: 2" in str(summary)
+    assert whole[1].totals["duplicates"] == 0 and "same samples" not in str(whole[1])
+
+
 def test_again_only_verifies(whole):
     path, _ = whole
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}

@@ -351,7 +351,8 @@ def with_params(build, params: dict, where: str) -> nnx.Module:
 
 
 def _provenance(step: Path, run: dict) -> dict:
-    return {"path": str(step), "step": int(run["step"]), "subjects": run.get("subjects"), "initial": run.get("initial")}
+    told = {name: run.get(name) for name in ("subjects", "initial", "stores")}
+    return {"path": str(step), "step": int(run["step"]), **told}
 
 
 def _flat(tree, path=()):

@@ -74,17 +74,13 @@ def find_overlap(a: Store, b: Store, progress: Callable[[int], None] = lambda n:
         a, b: opened stores. progress: called with the number of recordings just read.
     """
     same = a.digest == b.digest
-    comparable = a.manifest["key"] == b.manifest["key"] and _people(a) == _people(b)
+    comparable = a.manifest["key"] == b.manifest["key"] and a.people == b.people
     shared = np.intersect1d(a.index.subject, b.index.subject) if comparable and not same else np.zeros(0, "S16")
     crossing = sum(_splits(a, subject) != _splits(b, subject) for subject in shared)
     pairs = find_pairs(a, b, progress)
     split_of = (a.index.split, b.index.split)
     crossing_pairs = sum(int(split_of[0][pair.first] != split_of[1][pair.second]) for pair in pairs)
     return Overlap(comparable, [s.decode() for s in shared], pairs, crossing, crossing_pairs)
-
-
-def _people(store: Store) -> str:
-    return store.manifest["plan"].get("people", store.name)
 
 
 def _splits(store: Store, subject) -> set[str]:

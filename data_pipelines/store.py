@@ -113,6 +113,11 @@ class Store:
         open_files(path, manifest).verify(full=verify == "full")
         return cls(path, manifest)
 
+    @property
+    def people(self) -> str:
+        """Whose ids its subjects are: part of their hash, as the key is."""
+        return self.manifest["plan"].get("people", self.name)
+
     def __reduce__(self):
         return (_reopen, (self.path, self.digest))
 

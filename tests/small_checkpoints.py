@@ -36,13 +36,17 @@ def toy_params(config: Config, seed: int = 5) -> dict:
     return jax.tree.map(lambda x: rng.normal(0.05, 0.3, x.shape).astype(np.float32), nnx.to_pure_dict(abstract))
 
 
-def write_checkpoint(workdir, config: Config, *, step=3, spec=None, tokenizer=None, subjects=(), channels=None):
+def write_checkpoint(
+    workdir, config: Config, *, step=3, spec=None, tokenizer=None, subjects=(), channels=None, people=("", "toy")
+):
     """Writes WORKDIR/checkpoints/STEP and the list of subjects; returns the work directory."""
     spec = get_spec("csfm-jax").to_dict() if spec is None else spec
     digest = hashlib.sha256("\n".join(subjects).encode()).hexdigest()
     run = {"config": config.to_dict(), "step": step, "preprocessing": spec, "tokenizer": tokenizer}
     run["channels"] = [channel.name for channel in CHANNELS] if channels is None else channels
     run["subjects"] = {"count": len(subjects), "sha256": digest}
+    if people is not None:  # fingerprint of the key, and whose ids: of the one store that it says it was trained on
+        run["stores"] = {"toy": dict(zip(("key", "people"), people))}
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
     checkpoints.save(step, jax.tree.map(jnp.asarray, toy_params(config)), {"count": jnp.zeros(1)}, run)
     checkpoints.close()

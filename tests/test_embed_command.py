@@ -10,6 +10,7 @@ from small_checkpoints import toy_config, write_checkpoint
 from small_stores import recording, write_store
 
 from csfm_jax import cli, encoding
+from csfm_jax.training import record
 from data_pipelines import preprocess
 
 TEST_SUBJECT = f"{2:016x}"
@@ -125,6 +126,30 @@ def test_evaluate_refuses_subjects_that_were_trained_on_and_a_changed_list_of_th
     listed = workdir / "subjects-trained.txt.gz"
     listed.write_bytes((place / "run" / "subjects-trained.txt.gz").read_bytes())
     assert _run(*words) == 2 and "subjects-trained.txt.gz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("people", [("0123456789abcdef", "toy"), ("", "others"), None])
+def test_evaluate_refuses_subjects_that_were_hashed_in_another_way(place, tmp_path, capsys, monkeypatch, people):
+    workdir = write_checkpoint(tmp_path / "run", toy_config(), people=people)
+    words = ["evaluate", "--checkpoint", workdir, "--store", place / "store", "--labels", "kind/*", "--bootstrap", 2]
+    assert _run(*words) == 2
+    error = capsys.readouterr().err
+    assert "toy" in error and "csfm data overlap" in error and "--unchecked-subjects" in error
+    monkeypatch.setattr(encoding, "random_encoder", lambda config, seed, spec: _untrained(config, spec))
+    if people is None:
+        assert _run(*words, "--unchecked-subjects", "--output", tmp_path / "x.json") == 0
+        assert json.loads((tmp_path / "x.json").read_text())["subjects_checked"] is False
+
+
+def test_published_datasets_are_comparable_by_their_one_key(place):
+    from data_pipelines.store import Store
+    from data_pipelines.subjects import PUBLIC_KEY, fingerprint
+
+    store, public = Store.open(place / "store"), fingerprint(PUBLIC_KEY)
+    assert record.TrainedOn(set(), True, frozenset({("", "toy")})).incomparable([store]) == []
+    assert record.TrainedOn(set(), True, frozenset({(public, "ptbxl")})).incomparable([store]) == ["toy"]
+    store.manifest["key"] = public
+    assert record.TrainedOn(set(), True, frozenset({(public, "ptbxl")})).incomparable([store]) == []
 
 
 def test_show_draws_with_and_without_a_checkpoint(place, tmp_path):

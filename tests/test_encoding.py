@@ -179,8 +179,10 @@ def test_a_checkpoint_loads_from_any_of_its_folders_with_its_weights(workdir, tm
     window = np.sin(np.arange(1000) / 9.0)[None]
     pooled = [e.encode(window, ["II"]).pooled for e in (every[0], _encoder(toy_config(), seed=5))]
     assert np.array_equal(*pooled)
-    assert record.trained_on(every[1].provenance) == record.TrainedOn({b"00000000000000aa"}, complete=True)
-    assert record.trained_on({"path": str(tmp_path / "run" / "weights.pt")}) == record.TrainedOn(set(), complete=False)
+    assert record.trained_on(every[1].provenance) == record.TrainedOn(
+        {b"00000000000000aa"}, True, frozenset({("", "toy")})
+    )
+    assert record.trained_on({"path": str(tmp_path / "run" / "weights.pt")}) == record.TrainedOn(set(), False, None)
 
 
 def test_random_encoders_differ_by_seed():

@@ -214,6 +214,7 @@ def test_a_run_begins_with_the_encoder_of_another(bench, finished, tmp_path, cap
     assert run["initial"]["step"] == STEPS and run["initial"]["subjects"] == subjects
     known = record.trained_on(encoding.load(workdir).provenance)
     assert known.complete and len(known.subjects) == subjects["count"]
+    assert run["initial"]["hashes"] == sorted(map(list, known.hashes)) and len(known.hashes) == 1
     (workdir / record.SUBJECTS_BEFORE).unlink()
     assert not record.trained_on(encoding.load(workdir).provenance).complete
 

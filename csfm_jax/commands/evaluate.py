@@ -18,6 +18,10 @@ def arguments(parser) -> None:
     parser.add_argument(
         "--labels", default="superclass/*", help='patterns separated by commas, e.g. "superclass/*,age"'
     )
+    parser.add_argument(
+        "--unchecked-subjects", action="store_true",
+        help="evaluate even where nothing tells whether test subjects were trained on (see `csfm data overlap`)",
+    )  # fmt: skip
     parser.add_argument("--output", help="results as JSON")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates")
     parser.add_argument("--seed", type=int, default=0, help="of the random initialisation and of the bootstrap")
@@ -38,8 +42,10 @@ def run(args) -> None:
     groups = protocol.groups(everyone, args.labels)
     trained_on = record.trained_on(trained.provenance)
     protocol.check_unseen(everyone, trained_on.subjects, args.checkpoint)
-    if not trained_on.complete:
-        print("not all whom these weights were trained on are known: whether they know test subjects is not checked")
+    others = trained_on.incomparable(stores) if "path" in trained.provenance else []
+    checked = protocol.check_comparable(others, trained_on.complete, args.unchecked_subjects, args.checkpoint)
+    if not checked:
+        print("whether these weights were trained on test subjects is not checked")
     untrained = encoding.random_encoder(trained.config, args.seed, trained.spec)
     found = [features.recording_features(encoder, stores) for encoder in (trained, untrained)]
     recordings = protocol.Recordings.of(stores, found[0].store, found[0].recording)
@@ -50,7 +56,7 @@ def run(args) -> None:
     results = {
         "checkpoint": trained.provenance,
         "stores": {s.name: s.digest for s in stores},
-        "subjects_checked": trained_on.complete,
+        "subjects_checked": checked,
         "windows": int(found[0].windows.sum()),
         "groups": judged,
     }

@@ -95,6 +95,31 @@ def check_unseen(recordings: Recordings, trained: set[bytes], where: str) -> Non
         )
 
 
+def check_comparable(incomparable: list[str], complete: bool, unchecked: bool, where: str) -> bool:
+    """Refuses an evaluation where hashes cannot tell whether the encoder has been trained on test subjects.
+
+    Args:
+        incomparable: stores whose subjects were hashed in another way than those of the training.
+        complete: whether all subjects of the training are known. unchecked: whether that has been accepted.
+        where: named in the error.
+
+    Returns:
+        Whether test subjects are checked.
+
+    Raises:
+        BadInput: they are not, and that has not been accepted.
+    """
+    if complete and not incomparable:
+        return True
+    if not unchecked:
+        found = "a training of which not all subjects are known"
+        if complete:
+            found = f"no record of the key or the people of {', '.join(incomparable)}: equal subjects would not be seen"
+        remedy = "look with `csfm data overlap` at the stores of both, then add --unchecked-subjects"
+        raise BadInput(where, found, "subjects hashed as in the training", remedy)
+    return False
+
+
 def judge(
     recordings: Recordings, checkpoint: np.ndarray, random: np.ndarray, group: Group, replicates: int = 1000, seed=0
 ) -> dict:

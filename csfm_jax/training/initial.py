@@ -26,7 +26,8 @@ class Initial:
     Attributes:
         params: the encoder's parameters, a nested dict of arrays under `Encoder`'s names.
         about: plain values for the run's record: "path", "step" or "sha256", "preprocessing", and "subjects", the count
-            and digest of the hashed subjects that these weights were trained on; None where they are not known.
+            and digest of the hashed subjects that these weights were trained on, and "hashes", how they were hashed
+            (`record.TrainedOn`); None where they are not known.
         subjects: those hashed subjects, sorted; as many as are known.
     """
 
@@ -56,6 +57,7 @@ def read(path: str, config: Config, stores: list[Store], tokenizer: str | None) 
     subjects = sorted(subject.decode() for subject in trained.subjects)
     about = {name: loaded.provenance[name] for name in ("step", "sha256") if name in loaded.provenance}
     about |= {"path": str(Path(path).absolute()), "preprocessing": str(loaded.spec)}
+    about["hashes"] = None if trained.hashes is None else sorted(map(list, trained.hashes))
     about["subjects"] = record.summary(subjects) if trained.complete else None
     return Initial(nnx.to_pure_dict(nnx.state(loaded.encoder, nnx.Param)), about, subjects)
 

@@ -16,6 +16,7 @@ from csfm_jax.config import Config
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNELS
 from data_pipelines.store import Store
+from data_pipelines.subjects import PUBLIC_KEY, fingerprint
 
 # What may differ when a run goes on: how and how often, where things lie, on which devices. All else decides what is
 # learned.
@@ -83,6 +84,8 @@ def _describe_store(store: Store) -> dict:
     train = store.index.split == 0
     return {
         "digest": store.digest,
+        "key": store.manifest["key"],
+        "people": store.people,
         "recordings": int(np.count_nonzero(train)),
         "subjects": len(np.unique(store.index.subject[train])),
     }
@@ -115,10 +118,26 @@ def write_subjects(path: Path, subjects: list[str]) -> None:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Hashed subjects that weights were trained on, and whether these are all of them."""
+    """Hashed subjects that weights were trained on.
+
+    Attributes:
+        subjects: as many as are known. complete: whether these are all of them.
+        hashes: (fingerprint of the key, whose ids) of every store that they come from; None where it is not known.
+    """
 
     subjects: set[bytes]
     complete: bool
+    hashes: frozenset[tuple[str, str]] | None = frozenset()
+
+    def incomparable(self, stores: list[Store]) -> list[str]:
+        """Names of stores whose subjects' hashes cannot be looked for among these: hashed in another way.
+
+        Published datasets share one key, and say themselves whose ids theirs are: people of two of them are others.
+        """
+        known = self.hashes or frozenset()
+        ways = {s.name: (s.manifest["key"], s.people) for s in stores}
+        public = fingerprint(PUBLIC_KEY) if any(key == fingerprint(PUBLIC_KEY) for key, _ in known) else None
+        return sorted(name for name, way in ways.items() if way not in known and way[0] != public)
 
 
 def trained_on(provenance: dict) -> TrainedOn:
@@ -134,9 +153,13 @@ def trained_on(provenance: dict) -> TrainedOn:
         return TrainedOn(set(), complete=True)  # never trained
     folder, initial = Path(provenance["path"]).parent.parent, provenance.get("initial")
     lists = [_read_subjects(folder / SUBJECTS, provenance.get("subjects"))]
+    stores = (provenance.get("stores") or {}).values()
+    ways = [[(s["key"], s["people"]) for s in stores] if stores and all("key" in s for s in stores) else None]
     if initial is not None:
         lists.append(_read_subjects(folder / SUBJECTS_BEFORE, initial["subjects"]))
-    return TrainedOn(set().union(*(known for known in lists if known)), complete=None not in lists)
+        ways.append(initial.get("hashes"))
+    hashes = None if None in ways else frozenset((key, people) for way in ways for key, people in way)
+    return TrainedOn(set().union(*(known for known in lists if known)), None not in lists, hashes)
 
 
 def _read_subjects(path: Path, expected: dict | None) -> set[bytes] | None:

@@ -29,6 +29,8 @@ except ImportError:  # beside an exported model, where there is no package
     from signals import CHANNEL_ID, CHANNELS, MODALITIES, standard_name
 
 INVALID = np.int16(-32768)
+# what was recorded may lie so far apart: times its length, and seconds that cost nothing whatever it is
+_MOST_STRETCH, _STRETCH_SECONDS = 3, 600.0
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,13 @@ def prepare(
         rule = _admit(reports[i], len(signal), spec, taken, names or {})
         if rule:
             groups.setdefault((rule, float(rate), float(start), len(signal)), []).append(i)
-    ends = [start + len(signal) / rate for _, rate, _, start, signal in channels if rate > 0]
-    milliseconds = int(max(ends, default=0.0) * 1000 + 1e-6)
+    spans = [(start, start + len(signal) / rate) for _, rate, _, start, signal in channels if rate > 0]
+    latest = _latest_end(spans)
+    for rule, rate, start, samples in [key for key in groups if key[2] + key[3] / key[1] > latest]:
+        for i in groups.pop((rule, rate, start, samples)):
+            reports[i].pop("factor")
+            reports[i]["reason"] = "starts too late"
+    milliseconds = int(max((end for _, end in spans if end <= latest), default=0.0) * 1000 + 1e-6)
     made: dict[int, np.ndarray] = {}
     for rule, rate, start, rows in _bounded(groups):
         x = np.stack([np.asarray(channels[i][4], np.float64) * reports[i].pop("factor") for i in rows])
@@ -228,6 +235,15 @@ def prepare(
             made[CHANNEL_ID[reports[i]["channel"]]] = samples[row]
     ids = sorted(made)
     return PreparedRecording(np.array(ids, np.int32), [made[i] for i in ids], milliseconds / 1000, reports)
+
+
+def _latest_end(spans: list[tuple[float, float]]) -> float:
+    """How far a recording may reach: a channel beyond would make it many times as long as what is in it."""
+    covered, reached = 0.0, -np.inf
+    for start, end in sorted(spans):  # what overlaps counts once
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return _MOST_STRETCH * covered + _STRETCH_SECONDS
 
 
 def _bounded(groups):

@@ -295,3 +295,13 @@ def test_runs_beside_an_exported_model(tmp_path):
     x = np.sin(np.arange(5000) / 16)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == prepare_channel(x, 500, "mV", "II", spec=OURS).samples[1000]
+
+
+def test_a_channel_that_starts_days_later_is_left_out():
+    x = np.random.default_rng(0).normal(size=2500)
+    places = (("II", 250, "mV", 0.0), ("V1", 250, "mV", 60000.0), ("V2", 250, "mV", 300.0), ("?", 1, "", 1e9))
+    made = prepare([(*place, x) for place in places], spec=OURS)
+    assert [row.get("reason") for row in made.report] == [None, "starts too late", None, "unknown name"]
+    assert made.seconds == 310
+    night = [("II", 250, "mV", 0.0, np.tile(x, 120)), ("V1", 250, "mV", 2400.0, np.tile(x, 120))]
+    assert prepare(night, spec=OURS).seconds == 3600  # one after the other

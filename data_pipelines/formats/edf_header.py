@@ -66,7 +66,7 @@ class EdfHeader:
         return sum(signal.samples for signal in self.signals)
 
     def person(self) -> str:
-        """The patient's code; the whole field where there is none but a name, and in plain EDF, where any word is anything.
+        """The patient's code; the whole field where only a name is told, and in plain EDF, whose words may be anything.
 
         Sex and birthdate beside an unknown code and name tell no person: strangers share them.
         """

@@ -69,7 +69,7 @@ class DataConfig:
     """Where the data is and how a batch is shaped.
 
     Attributes:
-        stores: a store, a folder of stores, or several of them separated by commas.
+        stores: a store, a folder of stores, or several of them separated by commas; here, or at s3:// or gs://.
         weights: store name -> mixture weight (1 for those not named); 0 leaves a store out.
         window: see `WindowConfig`.
         mask: see `MaskConfig`.
@@ -80,7 +80,8 @@ class DataConfig:
         workers: Grain worker processes; 0 reads in the training process.
         quality_minimum: training windows of a lower mean quality (0 to 1, `quality.measure`) are skipped.
         quality_weight: a training window is taken with its quality as the probability, drawn anew in each epoch.
-        verify: "full" hashes every file of a store before use; "size" compares sizes and counts only.
+        verify: "full" hashes every file of a store before use; "size" compares sizes and counts only. Files of a
+            remote store are hashed when they are downloaded, with either.
     """
 
     stores: str = ""

@@ -172,7 +172,7 @@ def upload(local: Path, path: Place, sha256: str | None = None) -> None:
             _sync(temporary)
             os.replace(temporary, path)
         return
-    part = max(PART, _local_file(local).stat().st_size // 8192 >> 18 << 18)  # S3 takes 10,000 parts; GCS, 256 KiB each
+    part = max(1 << 24, _local_file(local).stat().st_size // 8192 >> 18 << 18)  # S3 takes 10,000; GCS whole 256 KiB
     options = {"chunksize": part}
     if sha256:
         options["Metadata" if path.startswith("s3://") else "metadata"] = {"sha256": sha256}

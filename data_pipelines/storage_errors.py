@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from data_pipelines.errors import BadInput
 
-TRIES = 5  # of one request; s3fs and gcsfs are told to try little by themselves, see storage._filesystem
+TRIES = {"s3": 5, "gs": 2}  # of one action; gcsfs makes six of each request by itself, and cannot be told otherwise
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 16.0  # seconds; doubled from try to try
 
 EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}  # scheme -> package, extra
@@ -54,7 +54,8 @@ def attempt(path: str, action: Callable, *args, **options):
             failing after `TRIES` tries. FileExistsError: something is there that must not be (412). OSError: of the
             local file concerned, as it was.
     """
-    for number in range(TRIES):
+    tries = TRIES[path.partition(":")[0]]
+    for number in range(tries):
         try:
             return action(*args, **options)
         except BadInput:
@@ -64,7 +65,7 @@ def attempt(path: str, action: Callable, *args, **options):
                 raise
             if isinstance(error, FileExistsError) or _status(error) == 412:
                 raise FileExistsError(path) from error
-            if not is_transient(error) or number == TRIES - 1:
+            if not is_transient(error) or number == tries - 1:
                 raise _told(path, error) from error
         pause(min(FIRST_PAUSE * 2**number, LONGEST_PAUSE) * random.uniform(0.5, 1.0))
 
@@ -104,7 +105,7 @@ def _told(path, error) -> BadInput:
     what = f"HTTP {status}" if status else type(_chain(error)[-1]).__name__
     if is_transient(error):
         remedy = "check the network and the service's state, then give the same command again"
-        return BadInput(path, f"{what}, {TRIES} times in a row", "an answer", remedy)
+        return BadInput(path, f"{what}, {TRIES[scheme]} times in a row", "an answer", remedy)
     code = f" ({code})" if (code := _code(error)) else ""
     return BadInput(path, f"{what}{code}", "an answer", "check the path, the bucket's region and its rules")
 
@@ -133,9 +134,10 @@ def _status(error) -> int | None:
         if status := response.get("ResponseMetadata", {}).get("HTTPStatusCode"):
             return int(status)
     for each in _chain(error):
-        for value in (getattr(each, "code", None), getattr(each, "status", None)):
-            if isinstance(value, int | str) and str(value).isdigit() and 300 <= int(value) < 600:
-                return int(value)
+        # by name: aiohttp gives what its parser raises at a connection that was cut a `code` of its own
+        value = getattr(each, {"HttpError": "code", "ClientResponseError": "status"}.get(type(each).__name__, ""), None)
+        if str(value).isdigit():
+            return int(value)
     return None
 
 

@@ -87,8 +87,10 @@ class StoreCache:
                 self._make_room(size, handle, address, spare)
                 with open(handle, "wb", closefd=False) as file:
                     download_into(address, file, size=size, sha256=sha256)
-            except BaseException:
+            except BaseException as error:
                 part.unlink(missing_ok=True)
+                if isinstance(error, OSError) and error.filename is None:  # of a write: which disk is full
+                    raise OSError(error.errno, error.strerror, str(self.folder)) from error
                 raise
             os.replace(part, path)
         finally:

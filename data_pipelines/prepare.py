@@ -281,6 +281,9 @@ def _plan(source, output, spec, keep_reports, derive, names, shards, key) -> tup
             "the site's own key (only published datasets have a public one)",
             "add --new-key=FILE to make one, keep that file, and give it as --key-file=FILE from then on",
         )
+    if source.key and source.key != fingerprint(key):
+        found, expected = "subjects hashed with another key than the one given", "the key that they were hashed with"
+        raise BadInput(source.name, found, expected, "give that one as --key-file=FILE")
     entries = source.entries()
     _check_entries(source, entries)
     if shards is None:

@@ -41,6 +41,7 @@ class Cohort:
     note: str = ""
     people: str = ""
     hashed: bool = False
+    key: str = ""
 
     def entries(self):
         split = (lambda i: SPLITS[i % 3]) if self.official else (lambda i: "")

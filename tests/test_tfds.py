@@ -15,7 +15,7 @@ from data_pipelines.datasets import open_sources, tfds_builder
 from data_pipelines.errors import BadInput
 from data_pipelines.prepare import prepare
 from data_pipelines.store import Store
-from data_pipelines.subjects import PUBLIC_KEY, hashed, split_of
+from data_pipelines.subjects import PUBLIC_KEY, fingerprint, hashed, split_of
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +136,28 @@ def test_no_such_dataset(tmp_path, capsys):
     assert "features.json" in capsys.readouterr().err
     with pytest.raises(BadInput, match="no key"):
         tfds_builder.build(Cohort(public=False), tmp_path)
+
+
+def test_a_private_sites_dataset_stays_one(tmp_path):
+    key, other = b"0123456789abcdef" * 2, b"fedcba9876543210" * 2
+    site = Cohort(subjects=6, name="ward", people="site", public=False)
+    read = site.read
+    site.read = lambda entry: _derived(replace(read(entry), mains=60.0))
+    (source,) = open_sources(f"tfds:{tfds_builder.build(site, tmp_path, key=key)}")
+    assert (source.public, source.people, source.key) == (False, "site", fingerprint(key))
+    found = source.read(source.entries()[0])
+    assert found.mains == 60 and [c.derived for c in found.channels] == [True, False, False, False]
+    with pytest.raises(BadInput, match="no key"):
+        prepare(source, tmp_path / "s")
+    with pytest.raises(BadInput, match="another key"):
+        prepare(source, tmp_path / "s", key=other)
+    prepare(source, tmp_path / "s", key=key)
+    prepare(site, tmp_path / "direct", key=key)
+    a, b = Store.open(tmp_path / "s"), Store.open(tmp_path / "direct")
+    assert (a.manifest["key"], a.people) == (b.manifest["key"], b.people) == (fingerprint(key), "site")
+    assert sorted(a.index.subject.tolist()) == sorted(b.index.subject.tolist())
+
+
+def _derived(recording):
+    first, *others = recording.channels
+    return replace(recording, channels=(first._replace(derived=True), *others))

@@ -40,6 +40,7 @@ class Source(ABC):
         people: whose ids the subjects are. Sources with equal `people` share their persons, hence hashes and splits.
         public: whether subjects are hashed with the fixed public key (published datasets), not the site's own.
         hashed: whether subjects and studies of its entries are hashes already, of the same key.
+        key: fingerprint of that key, where `hashed`; "" = not told.
         mains: powerline frequency in Hz where it was recorded; None = not known.
         licence, citation: for model cards. download: how people with credentials get it.
         note: what a user should be told about this copy of the dataset, once it is listed; "" = nothing.
@@ -49,6 +50,7 @@ class Source(ABC):
     people = ""
     public = True
     hashed = False
+    key = ""
     mains: float | None = None
     licence = ""
     citation = ""

@@ -4,6 +4,8 @@ One example a recording: the samples of all channels one after the other in "sig
 where invalid), with "lengths", "rates" (Hz) and "starts" (s) of each, "names" (standard ones, or
 `channel_names.shown_name`) and "units" one a line, the hashed
 "subject" and "study", "report" (only where kept), and "labels" as JSON. Splits are those of `prepare`.
+The metadata says how subjects were hashed (the key's fingerprint, whose ids), the powerline frequency and which
+channels were derived, so that `tfds_source` knows a private site's dataset for one.
 """
 
 import json
@@ -14,7 +16,7 @@ import numpy as np
 from data_pipelines.channel_names import shown_name
 from data_pipelines.datasets.source import Source
 from data_pipelines.errors import BadInput
-from data_pipelines.subjects import PUBLIC_KEY, hashed, hashed_study, split_of
+from data_pipelines.subjects import PUBLIC_KEY, fingerprint, hashed, hashed_study, split_of
 
 VERSION = "1.0.0"
 _SPLITS = ("train", "validation", "test")
@@ -47,6 +49,7 @@ def build(source: Source, data_dir: str | Path, *, key: bytes | None = None, kee
 def _builder_class(tfds, source: Source, key: bytes, keep_reports: bool):
     features = tfds.features
     raw = features.Encoding.BYTES
+    about = {"key": fingerprint(key), "people": source.people or source.name, "public": source.public}
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(VERSION)
@@ -55,6 +58,7 @@ def _builder_class(tfds, source: Source, key: bytes, keep_reports: bool):
         def _info(self):
             return tfds.core.DatasetInfo(
                 builder=self,
+                metadata=tfds.core.MetadataDict(about),
                 description=type(source).__doc__ or source.name,
                 citation=source.citation,
                 license=source.licence,
@@ -64,6 +68,8 @@ def _builder_class(tfds, source: Source, key: bytes, keep_reports: bool):
                         "lengths": features.Tensor(shape=(None,), dtype=np.int64),
                         "rates": features.Tensor(shape=(None,), dtype=np.float64, encoding=raw),
                         "starts": features.Tensor(shape=(None,), dtype=np.float64, encoding=raw),
+                        "derived": features.Tensor(shape=(None,), dtype=np.int64),
+                        "mains": features.Scalar(dtype=np.float64),  # NaN = not known
                         **{
                             name: features.Text() for name in ("names", "units", "subject", "study", "report", "labels")
                         },
@@ -97,6 +103,8 @@ def _example(source, entry, recording, key, keep_reports) -> dict:
         "lengths": np.array([len(c.signal) for c in channels], np.int64),
         "rates": np.array([c.rate for c in channels], np.float64),
         "starts": np.array([c.start for c in channels], np.float64),
+        "derived": np.array([c.derived for c in channels], np.int64),
+        "mains": np.float64(np.nan if recording.mains is None else recording.mains),
         "names": "\n".join(shown_name(c.name, c.unit) for c in channels),
         "units": "\n".join(" ".join(c.unit.split()) for c in channels),
         "subject": hashed(key, source.people or source.name, entry.subject),

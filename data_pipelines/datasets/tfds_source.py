@@ -29,6 +29,9 @@ class TFDSSource(Source):
         super().__init__(root)
         self._options = options
         self.public = self.hashed = not options  # `tfds_builder` has hashed
+        if not options:
+            self.public = self._about.get("public", True)
+            self.key, self.people = self._about.get("key", ""), self._about.get("people", "")
         self.mains = number(options["mains"]) if "mains" in options else None
         self.name = self.root.parent.name if self.root.name[:1].isdigit() else self.root.name
 
@@ -56,6 +59,16 @@ class TFDSSource(Source):
     def _features(self) -> list[str]:
         features = json.loads((self.root / "features.json").read_bytes())
         return sorted(features.get("featuresDict", {}).get("features", {}))
+
+    @property
+    def _about(self) -> dict:
+        """What `tfds_builder` says of the whole dataset; empty for one of an earlier release."""
+        file = self.root / "metadata.json"
+        try:
+            about = json.loads(file.read_bytes()) if file.is_file() else {}
+        except ValueError:
+            raise BadInput(file, "no JSON", "the file as TFDS wrote it", "build the dataset again") from None
+        return about if isinstance(about, dict) else {}
 
     @cached_property
     def _data(self) -> dict:
@@ -92,12 +105,15 @@ class TFDSSource(Source):
         names, units = (_text(example[key]).split("\n") for key in ("names", "units"))
         parts = np.split(np.asarray(example["signal"], np.float32), ends[:-1])
         channels = tuple(
-            Channel(name, float(rate), unit, part, float(start))
-            for name, unit, rate, start, part in zip(names, units, example["rates"], example["starts"], parts)
+            Channel(name, float(rate), unit, part, float(start), bool(derived))
+            for name, unit, rate, start, part, derived in zip(
+                names, units, example["rates"], example["starts"], parts, example.get("derived", [False] * len(parts))
+            )
         )
+        mains = float(example.get("mains", np.nan))
         return Recording(
             channels, entry.subject, entry.study, self.name, report=_text(example["report"]) or None,
-            labels=json.loads(_text(example["labels"])),
+            labels=json.loads(_text(example["labels"])), mains=None if np.isnan(mains) else mains,
         )  # fmt: skip
 
     def _foreign(self, entry: Entry, example) -> Recording:

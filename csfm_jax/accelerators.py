@@ -83,7 +83,7 @@ class Slice:
 
     @property
     def chips_a_host(self) -> int:
-        # A TPU VM of v5e:2x4 or v6e:2x4 is one host of eight; GKE has that and two of four, which JAX expects.
+        # GKE has v5e:2x4 and v6e:2x4 as one host of eight too; two of four are what JAX and xpk expect.
         return min(4, self.chips)
 
     @property

@@ -225,7 +225,9 @@ def _tpu_machines(job: Job) -> Machines:
             f"1: GKE joins only slices of several hosts, {tpu.shape} has one",
             "choose a larger topology",
         )
-    return Machines(slices * tpu.hosts, tpu.chips_a_host * tpu.of.devices, slices)
+    # the Cloud TPU API has 2x4 as one host of eight
+    hosts = 1 if tpu.shape == "2x4" and job.target in ("tpu_vm", "skypilot") else tpu.hosts
+    return Machines(slices * hosts, tpu.chips * tpu.of.devices // hosts, slices)
 
 
 def _check_fits(config: configs.Config, machines: Machines) -> None:

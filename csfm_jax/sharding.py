@@ -49,7 +49,7 @@ def axis_sizes(config: "MeshConfig", devices: int, slices: int = 1) -> dict[str,
     Raises:
         BadInput: the axes do not multiply to the number of devices, or slices do not fall on the axis `replica`.
     """
-    sizes = {axis: getattr(config, axis) for axis in AXES}
+    sizes = dict(zip(AXES, (config.replica, config.data, config.fsdp, config.tensor)))
     known, shown = math.prod(s for s in sizes.values() if s != -1), ", ".join(f"{a}={s}" for a, s in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 for axis, size in sizes.items() if axis not in free):

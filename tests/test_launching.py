@@ -193,6 +193,11 @@ def test_types_count_what_google_counts(text, name):
     assert Slice.parse(text).type == name
 
 
+def test_eight_chips_are_one_host_to_the_tpu_api_and_two_to_gke():
+    assert launching.describe(job("tpu_vm", topology="v5e:2x4")) == "8 devices, 1 processes of 8"
+    assert launching.describe(job("gke", topology="v5e:2x4", slices=1)) == "8 devices, 2 processes of 4"
+
+
 def test_each_number_of_chips_has_one_topology():
     """Or the name of a type would leave the shape open."""
     for generation, of in GENERATIONS.items():

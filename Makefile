@@ -3,6 +3,7 @@
 # make test                      every test; PYTHON=python3.12 picks another interpreter
 # make fuzz                      100,000 damaged files through every reader; FUZZ=--inputs=1000 for fewer
 # make drill                     runs that are killed, filled up, damaged and moved: as if nothing had been
+# make slurm-test                a job preempted and requeued by a real SLURM (root, slurm-wlm, munge)
 # make bench                     the figures of docs/benchmarks.md
 PYTHON ?= python3
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
@@ -14,7 +15,7 @@ DEMO := runs/demo$(if $(RECORDINGS),-recordings)
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: install demo test bench fuzz drill lint clean
+.PHONY: install demo test bench fuzz drill slurm-test lint clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +43,9 @@ bench: $(VENV)/.installed-dev
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m fuzz $(FUZZ)
+
+slurm-test: $(VENV)/.installed-dev
+	PYTHON="$(CURDIR)/$(BIN)/python" tests/slurm/run.sh
 
 drill: $(VENV)/.installed-dev
 	$(BIN)/python -m drill $(DRILL)

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("packing", "reading", "wfdb_reader", "preprocessing", "million")
+BENCHMARKS = ("packing", "reading", "wfdb_reader", "preprocessing", "attention", "million")
 
 
 def main() -> None:

@@ -28,9 +28,9 @@ from data_pipelines.recording import Recording
 HEAD = 4096
 # what files beside recordings are; another suffix may be a part of a name ("record.Miller")
 _USUAL_SUFFIXES = frozenset(
-    "atr avi bak bmp bz2 cfg csv dat db dcm doc docx edf eeg gif gz hdr hea html htm ini ipynb jpeg jpg json jsonl "
-    "log lst m mat md mov mp3 mp4 npy npz parquet pdf pickle pkl png ppt pptx ps py qrs r rar rtf sh svg tar tex tgz "
-    "tif tiff toml tsv txt vhdr vmrk wav xls xlsx xml xyz yaml yml xz zip zst".split()
+    "atr avi bak bdf bmp bz2 cfg csv dat db dcm doc docx edf eeg gif gz h5 hdf5 hdr hea htm html ini ipynb jpeg jpg "
+    "json jsonl log lst m mat md mov mp3 mp4 npy npz parquet pdf pickle pkl png ppt pptx ps py qrs r rar rtf sh svg "
+    "tar tex tgz tif tiff toml tsv txt vhdr vmrk wav xls xlsx xml xyz yaml yml xz zip zst".split()
 )
 # those with an unmistakable beginning come first; `tables` takes any text, if a sidecar describes it
 READERS = ("edf", "dicom", "hdf5", "matlab", "wav", "arrays", "vendor", "wfdb", "tables")

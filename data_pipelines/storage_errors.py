@@ -30,6 +30,7 @@ _TRANSIENT = {
     "IncompleteRead", "IncompleteReadError", "ResponseParserError", "ResponseStreamingError", "ChecksumError",
     "TransportError", "ChunkedEncodingError", "Timeout", "ProxyError",
 }  # fmt: skip
+_CLOSED = "Connection closed."  # a RuntimeError of aiohttp, where the peer went away between two reads
 _REFUSED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AccessDenied", "InvalidAccessKeyId"}
 _TRANSIENT_CODES = {"RequestTimeout", "ConditionalRequestConflict"}  # of a status 400, 409
 
@@ -79,7 +80,9 @@ def is_transient(error: BaseException) -> bool:
     if status := _status(error):
         return status in (408, 429) or status >= 500 or _code(error) in _TRANSIENT_CODES
     names = _names(error)
-    return not names & (_NO_CREDENTIALS | {"FileNotFoundError", "PermissionError"}) and bool(names & _TRANSIENT)
+    if names & (_NO_CREDENTIALS | {"FileNotFoundError", "PermissionError"}):
+        return False
+    return bool(names & _TRANSIENT) or any(str(each) == _CLOSED for each in _chain(error))
 
 
 def missing_package(path: str, scheme: str) -> BadInput:

@@ -129,9 +129,8 @@ def test_every_verb_does_the_same_everywhere(root, tmp_path):
     assert not storage.exists(root) and storage.read_bytes(beside) == b"not below"
 
 
-def test_only_one_creates(root, request):
-    if str(root).startswith("gs://"):
-        pytest.skip("the emulator does not know preconditions")
+@pytest.mark.parametrize("root", ["folder", "s3"], indirect=True)  # the emulator of GCS knows no preconditions
+def test_only_one_creates(root):
     storage.create_bytes(storage.join(root, "new"), b"1")
     with pytest.raises(BadInput, match="another file"):
         storage.create_bytes(storage.join(root, "new"), b"2")
@@ -154,6 +153,27 @@ def test_a_dropped_connection_goes_on_with_the_part_it_was_in(s3, parts, tmp_pat
     assert (tmp_path / "b").read_bytes() == data
     gets = [int(line.split("bytes=")[1].split("-")[0]) for line in s3.requests if "bytes=" in line]
     assert sorted(gets) == [0, 100_000, 200_000, 200_000, 300_000, 400_000, 400_000, 400_000]
+
+
+def test_a_large_file_goes_in_parts(s3, tmp_path):
+    (tmp_path / "a").write_bytes(data := np.random.default_rng(0).bytes(36_000_000))
+    s3.faults += [Fault("partNumber=2", 1, 503), Fault("bytes=16777216-", cut=10_000_000)]
+    storage.upload(tmp_path / "a", "s3://bucket/a", "f" * 64)
+    assert s3.count("PUT", "partNumber") == 4 and storage.recorded_sha256("s3://bucket/a") == "f" * 64
+    storage.download("s3://bucket/a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == data and s3.count("GET", "bytes=") == 4
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Connection closed."), ConnectionResetError(), TimeoutError()])
+def test_a_connection_that_ends_between_two_reads(s3, error):
+    left = [error]
+    assert storage_errors.attempt("s3://bucket/a", lambda: _raise(left.pop()) if left else 7) == 7
+    with pytest.raises(BadInput, match="s3://bucket/a: found RuntimeError; expected an answer"):
+        storage_errors.attempt("s3://bucket/a", lambda: _raise(RuntimeError("another reason")))
+
+
+def _raise(error):
+    raise error
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
@@ -255,9 +275,7 @@ def test_a_store_there_is_the_store_here(stores, root):
     for store in stores:
         send(store, storage.join(root, store.name))
     found = open_stores(str(root))
-    assert [s.name for s in found] == ["a", "b"] and [str(s.path) for s in found] == [
-        str(storage.join(root, n)) for n in "ab"
-    ]
+    assert [(s.name, s.path) for s in found] == [(n, storage.join(root, n)) for n in "ab"]
     assert open_stores(f"{root}/b, {stores[0].path}")[0].digest == stores[1].digest
     for here, there in zip(stores, found):
         assert there.reports() == here.reports() and there.read_file("tokenizer.json") == here.read_file(
@@ -464,9 +482,8 @@ def remote_content(address):
     return {name: storage.read_bytes(storage.join(address, name)) for name in storage.file_sizes(address)}
 
 
-def test_prepared_there_it_is_what_is_prepared_here(root, whole, tmp_path, monkeypatch):
-    if not storage.is_remote(root):
-        pytest.skip("the store of a folder is what the others are compared with")
+@pytest.mark.parametrize("root", ["s3", "gs"], indirect=True)
+def test_prepared_there_it_is_what_is_prepared_here(root, whole, tmp_path):
     staging = tmp_path / "staging"
     for state in ("written", "verified"):
         summary = prepare(Cohort(), root, staging=staging, shards=3, keep_reports=True)

@@ -48,6 +48,7 @@ EXTRAS = {
         "gcp-storage-emulator>=2026.7,<2027",
         "moto[server]>=5.2,<6",
         "pytest>=8.3,<10",
+        "pytest-timeout>=2.3,<3",
         "pytest-xdist>=3.6,<4",
         "PyYAML>=6,<7",
         "ruff>=0.8,<0.18",

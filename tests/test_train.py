@@ -243,5 +243,5 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_compiled(bench, tm
 def test_too_many_bad_steps_stop_the_run_and_name_the_step(bench, tmp_path):
     code, _, err = bench.run(tmp_path / "run", "--config.optimizer.learning_rate=1e38")
     assert code == 2 and err.count("\n") == 1
-    assert "4 steps in a row with a loss or gradient that is not finite" in err and "training step" in err
+    assert "4 steps in a row whose loss or gradient is not finite" in err and "training step" in err
     assert lines(tmp_path / "run")[-1]["skipped"] == 4

@@ -10,6 +10,7 @@ from csfm_jax import sharding
 from csfm_jax.config import MeshConfig
 from data_pipelines.errors import BadInput
 
+
 def test_mesh_fills_the_axis_that_is_minus_one():
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     assert dict(mesh.shape) == {"replica": 1, "data": 1, "fsdp": 1, "tensor": 1}

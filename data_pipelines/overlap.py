@@ -4,12 +4,14 @@ A signal's fingerprint must survive another sampling rate, other filters, a gain
 one band and one rate; wherever it has a peak, the three seconds that follow are one vector, which therefore does not
 know where the recording began. Vectors of near-equal direction fall into one bucket of a hash of random hyperplanes
 (Charikar 2002), so that finding candidates is a sort and not a comparison of all pairs; every candidate is then
-compared over its whole common length, on every channel that both have.
+compared over the first minute that they have in common, on every channel that both have. The smaller store's vectors
+are held in memory (about 1 MB an hour), the larger's are looked up as they are made.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from scipy import signal as dsp
@@ -24,13 +26,16 @@ _OTHER_BAND = (1.0, 12.0)
 _VECTOR_SECONDS, _VECTOR_RATE = 3.0, 25
 _ANCHORS = tuple(CHANNEL_ID[name] for name in ("II", "I", "PPG"))
 _BITS, _TABLES = 24, 8
-_LARGEST_BUCKET = 256  # what so many stretches share (a flat line, a pacemaker's beat) tells nothing
-_STRETCH, _EVERY = 20.0, 60.0  # seconds that are looked at, from so many seconds on again
-_SHORTEST = 5.0  # seconds in common
+_LARGEST_BUCKET = 4096  # what so many stretches share (a flat line, a pacemaker's night) tells nothing
+_STRETCH = 60.0  # seconds that are looked at in one piece; neighbours share the length of a vector
+_SHORTEST = 5.0  # seconds of a recording that is looked at
+_COMMON, _SHARE = 20.0, 0.7  # seconds in common, or that share of the shorter one: steady rhythms fit for a few beats
+_CYCLES = 2  # of a band's slowest wave, or edges are most of what is seen
 _SLACK = 10  # samples by which two peaks may lie apart
-_VOTES, _LAGS = 3, 4  # peaks and tables that must agree on a lag; lags that are tried
+_VOTES, _LAGS = 3, 256  # peaks and tables that must agree on a lag; lags that are tried
 _EDGE = 50  # samples at both ends where filters of different beginnings differ
 _ENOUGH = 0.97
+_AT_ONCE, _PAIRS_AT_ONCE = 200_000, 1_000_000  # vectors that are looked up together; matches that are counted together
 
 
 @dataclass(frozen=True)
@@ -89,57 +94,90 @@ def _splits(store: Store, subject) -> set[str]:
 
 def find_pairs(a: Store, b: Store, progress: Callable[[int], None] = lambda n: None) -> list[Pair]:
     """Pairs of recordings with the same signal; of one store with itself, each pair once and none with itself."""
+    if _hours(b) < _hours(a):
+        return sorted((Pair(p.second, p.first, p.correlation, -p.lag) for p in find_pairs(b, a, progress)), key=_order)
     same = a.digest == b.digest
-    keys_a = _keys(a, progress)
-    keys_b = keys_a if same else _keys(b, progress)
-    hits: dict[tuple[int, int], dict[int, list[float]]] = {}
-    for table in range(_TABLES):
-        for i, j in _matches(keys_a, keys_b, table):
-            first, second = int(keys_a.recording[i]), int(keys_b.recording[j])
-            if same and first >= second:
-                continue
-            lag = float(keys_b.time[j] - keys_a.time[i])
-            hits.setdefault((first, second), {}).setdefault(round(lag * _RATE / _SLACK), []).append(lag)
+    known = _Keys.joined(_keys(a, progress))
+    ordered = [_sorted(known, table) for table in range(_TABLES)]
+    votes: dict[tuple[int, int], dict[int, list[float]]] = {}
+    for keys in (known,) if same else _in_blocks(_keys(b, progress)):
+        for i, j in _matches(ordered, keys):
+            _vote(votes, known, i, keys, j, same)
     compare = _Comparison(a, b)
     pairs = []
-    for (first, second), votes in sorted(hits.items()):
-        # a steady rhythm fits at every beat: the true lag is where most peaks agree
-        likely = sorted((v for v in votes.values() if len(v) >= _VOTES), key=len, reverse=True)[:_LAGS]
-        tried = [(compare(first, second, lag), lag) for lag in (float(np.median(v)) for v in likely)]
+    for (first, second), lags in sorted(votes.items()):
+        # at the true lag many peaks agree; in a steady rhythm nearly as many do at every beat
+        least = max(_VOTES, max(count for count, _ in lags.values()) / 2)
+        likely = sorted((lag for lag in lags.values() if lag[0] >= least), reverse=True)[:_LAGS]
+        tried = [(compare(first, second, total / count), total / count) for count, total in likely]
         best = max(tried, default=(0.0, 0.0))
         if best[0] >= _ENOUGH:
             pairs.append(Pair(first, second, *best))
     return pairs
 
 
-@dataclass(frozen=True)
-class _Keys:
-    """One row a vector: the recording, seconds from its start to the peak, the anchor channel, a key a table."""
+def _vote(votes, known: "_Keys", i: np.ndarray, keys: "_Keys", j: np.ndarray, same: bool) -> None:
+    """Counts matches by pair of recordings and by lag: {pair: {lag in units of the slack: [matches, sum of lags]}}."""
+    first, second = known.recording[i], keys.recording[j]
+    lag = keys.time[j] - known.time[i]
+    if same:
+        once = first < second
+        first, second, lag = first[once], second[once], lag[once]
+    where = np.stack([first, second, np.rint(lag * _RATE / _SLACK).astype(np.int32)])
+    where, inverse, counts = np.unique(where, axis=1, return_inverse=True, return_counts=True)
+    totals = np.bincount(inverse.ravel(), lag, len(counts))
+    for a, b, bin, count, total in zip(*where.tolist(), counts.tolist(), totals.tolist()):
+        entry = votes.setdefault((a, b), {}).setdefault(bin, [0, 0.0])
+        entry[0] += count
+        entry[1] += total
+
+
+def _hours(store: Store) -> float:
+    return float(store.index.milliseconds.sum())
+
+
+def _order(pair: Pair) -> tuple[int, int]:
+    return pair.first, pair.second
+
+
+class _Keys(NamedTuple):
+    """One row a vector: the recording, seconds from its start to the peak, and a key a table.
+
+    A key is the anchor channel and the side of each hyperplane, so that only like channels meet.
+    """
 
     recording: np.ndarray
     time: np.ndarray
-    channel: np.ndarray
     keys: np.ndarray
 
+    @classmethod
+    def joined(cls, parts: Iterable["_Keys"]) -> "_Keys":
+        empty = cls(np.zeros(0, np.int32), np.zeros(0), np.zeros((0, _TABLES), np.int32))
+        return cls(*map(np.concatenate, zip(empty, *parts)))
 
-def _keys(store: Store, progress) -> _Keys:
-    rows: list[tuple[int, int, np.ndarray, np.ndarray]] = []
-    planes = _planes()
-    weights = (1 << np.arange(_BITS)).astype(np.int64)
+
+def _keys(store: Store, progress) -> Iterator[_Keys]:
+    """The vectors of a store, stretch by stretch."""
+    planes, weights = _planes(), (1 << np.arange(_BITS)).astype(np.int32)
     for recording in range(len(store.index)):
         for channel, start, x in _stretches(store, recording):
             peaks, vectors = _vectors(x, modality_of(channel).name)
             if len(peaks):
                 bits = (vectors @ planes).reshape(len(peaks), _TABLES, _BITS) > 0
-                rows.append((recording, channel, start + peaks / _RATE, bits @ weights))
+                keys = (bits @ weights) | np.int32(channel << _BITS)
+                yield _Keys(np.full(len(peaks), recording, np.int32), start + peaks / _RATE, keys)
         progress(1)
-    if not rows:
-        return _Keys(np.zeros(0, np.int32), np.zeros(0), np.zeros(0, np.int16), np.zeros((0, _TABLES), np.int64))
-    counts = [len(times) for _, _, times, _ in rows]
-    return _Keys(
-        np.repeat(np.array([r[0] for r in rows], np.int32), counts), np.concatenate([r[2] for r in rows]),
-        np.repeat(np.array([r[1] for r in rows], np.int16), counts), np.concatenate([r[3] for r in rows]),
-    )  # fmt: skip
+
+
+def _in_blocks(parts: Iterator[_Keys]) -> Iterator[_Keys]:
+    block, size = [], 0
+    for part in parts:
+        block.append(part)
+        size += len(part.time)
+        if size >= _AT_ONCE:
+            yield _Keys.joined(block)
+            block, size = [], 0
+    yield _Keys.joined(block)
 
 
 def _planes() -> np.ndarray:
@@ -152,7 +190,7 @@ def _stretches(store: Store, recording: int) -> Iterator[tuple[int, float, np.nd
     channels = store.index.channel_sets[store.index.channel_set[recording]]
     anchors = [channel for channel in _ANCHORS if channel in channels] or list(channels[:2])
     length = float(store.index.milliseconds[recording]) / 1000
-    for start in np.arange(0.0, max(length - _SHORTEST, 0.0) + 1e-9, _EVERY):
+    for start in np.arange(0.0, max(length - _SHORTEST, 0.0) + 1e-9, _STRETCH - _VECTOR_SECONDS):
         window = dict(store.read_window(recording, float(start), min(_STRETCH, length - start)))
         for channel in anchors:
             x = _limited(window[channel], channel)
@@ -160,17 +198,17 @@ def _stretches(store: Store, recording: int) -> Iterator[tuple[int, float, np.nd
                 yield channel, float(start), x
 
 
-def _limited(counts: np.ndarray, channel: int) -> np.ndarray | None:
-    """int16 at the modality's rate -> float32 at `_RATE`, band-limited; None where much is invalid."""
+def _limited(counts: np.ndarray, channel: int, invalid: float = 0.2) -> np.ndarray | None:
+    """int16 at the modality's rate -> float32 at `_RATE`, band-limited; None where more than a share is invalid."""
     modality = modality_of(channel)
-    if modality.rate < 2 * _OTHER_BAND[0] or len(counts) < _SHORTEST * modality.rate:
+    low, high = _BANDS.get(modality.name, _OTHER_BAND)
+    if modality.rate < 2 * _OTHER_BAND[0] or len(counts) < max(_SHORTEST, _CYCLES / low) * modality.rate:
         return None
     bad = counts == INVALID
-    if bad.mean() > 0.2:
+    if bad.mean() > invalid or bad.all():
         return None
     x = np.where(bad, np.median(counts[~bad]), counts).astype(np.float64)
     x = dsp.resample_poly(x, _RATE, modality.rate, padtype="line")
-    low, high = _BANDS.get(modality.name, _OTHER_BAND)
     sections = dsp.butter(2, (low, min(high, 0.45 * modality.rate)), "bandpass", fs=_RATE, output="sos")
     y = dsp.sosfiltfilt(sections, x)
     return y.astype(np.float32) if np.abs(y).max() > 0 else None
@@ -192,30 +230,41 @@ def _vectors(x: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray]:
     return peaks, vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def _matches(a: _Keys, b: _Keys, table: int) -> Iterator[tuple[int, int]]:
-    """Pairs of rows with equal channel and key in one table."""
-    key_a = a.keys[:, table] | a.channel.astype(np.int64) << _BITS
-    key_b = b.keys[:, table] | b.channel.astype(np.int64) << _BITS
-    order = np.argsort(key_b, kind="stable")
-    ordered = key_b[order]
-    low, high = np.searchsorted(ordered, key_a, "left"), np.searchsorted(ordered, key_a, "right")
-    for i in np.flatnonzero((high > low) & (high - low <= _LARGEST_BUCKET)):
-        for j in order[low[i] : high[i]]:
-            yield int(i), int(j)
+def _sorted(keys: _Keys, table: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(keys.keys[:, table], kind="stable").astype(np.int32)
+    return order, keys.keys[order, table]
+
+
+def _matches(ordered: list[tuple[np.ndarray, np.ndarray]], keys: _Keys) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of the known vectors and of `keys` with an equal key, once for each table in which it is."""
+    for table, (order, known) in enumerate(ordered):
+        wanted = keys.keys[:, table]
+        low, high = np.searchsorted(known, wanted, "left"), np.searchsorted(known, wanted, "right")
+        size = np.where(high - low <= _LARGEST_BUCKET, high - low, 0)
+        ends = np.cumsum(size)
+        for part in np.split(np.arange(len(size)), np.flatnonzero(np.diff(ends // _PAIRS_AT_ONCE)) + 1):
+            j = np.repeat(part, size[part])
+            rank = np.arange(len(j)) - np.repeat(np.cumsum(size[part]) - size[part], size[part])
+            yield order[low[j] + rank], j
 
 
 class _Comparison:
-    """Compares whole recordings; band-limited signals are kept for a while, since candidates come in order."""
+    """Compares recordings; band-limited signals are kept for a while, since candidates come in order."""
 
     def __init__(self, a: Store, b: Store):
         self._stores = (a, b)
-        self._limited = lru_cache(maxsize=4096)(self._read)
+        self._limited = lru_cache(maxsize=64)(self._read)  # of nights, half a gigabyte
 
     def _read(self, side: int, recording: int, channel: int) -> np.ndarray | None:
-        """The first minute at most of one channel, at `_RATE`."""
+        """One channel at `_RATE`."""
         store = self._stores[side]
-        seconds = min(float(store.index.milliseconds[recording]) / 1000, _EVERY + _STRETCH)
-        return _limited(dict(store.read_window(recording, 0.0, seconds))[channel], channel)
+        seconds = float(store.index.milliseconds[recording]) / 1000
+        return _limited(dict(store.read_window(recording, 0.0, seconds))[channel], channel, invalid=1.0)
+
+    def _lengths(self, first: int, second: int) -> tuple[float, float]:
+        """Seconds of both recordings."""
+        a, b = self._stores
+        return float(a.index.milliseconds[first]) / 1000, float(b.index.milliseconds[second]) / 1000
 
     def __call__(self, first: int, second: int, lag: float) -> float:
         """The least correlation over the common channels, the second recording `lag` seconds late; 0.0 if unlike."""
@@ -223,14 +272,17 @@ class _Comparison:
             store.index.channel_sets[store.index.channel_set[recording]]
             for store, recording in zip(self._stores, (first, second))
         )
-        least = 0.0
+        least, lengths = 0.0, self._lengths(first, second)
+        if min(lengths[0] + min(lag, 0.0), lengths[1] - max(lag, 0.0)) < min(_COMMON, _SHARE * min(lengths)):
+            return 0.0
+        late, most = round(lag * _RATE), int(_STRETCH * _RATE)
         # an anchor comes first: nearly every candidate fails on it, and is done with
         for channel in sorted(set(one) & set(other), key=lambda c: (c not in _ANCHORS, c)):
             x, y = self._limited(0, first, channel), self._limited(1, second, channel)
             if x is None or y is None:
                 continue
-            late = round(lag * _RATE)
-            found = _correlation(x[max(-late, 0) + _EDGE : -_EDGE], y[max(late, 0) + _EDGE : -_EDGE])
+            x, y = x[max(-late, 0) :][:most], y[max(late, 0) :][:most]
+            found = _correlation(x[_EDGE:-_EDGE], y[_EDGE:-_EDGE])
             if found < _ENOUGH:
                 return 0.0
             least = min(least or found, found)

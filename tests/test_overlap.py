@@ -101,6 +101,25 @@ def _changed(channel, change):
     return rate, channel.unit, np.asarray(signal, np.float32)
 
 
+def test_a_stretch_of_a_long_recording_is_found(shared_data, tmp_path):
+    """Ten seconds out of eight minutes, and a part that began before the other."""
+    long = [r.channels for s in open_sources(shared_data / "bidmc") for r in map(s.read, s.entries()[:4])]
+    begins = (95.3, 301.0, 0.0, 433.7)
+    short = [
+        tuple(Channel(c.name, c.rate, c.unit, c.signal[int(b * c.rate) :][: int(10 * c.rate)]) for c in channels)
+        for b, channels in zip(begins, long)
+    ]
+    prepare(cohort_of(long, "long"), tmp_path / "long")
+    prepare(cohort_of(short, "short"), tmp_path / "short")
+    a, b = Store.open(tmp_path / "long"), Store.open(tmp_path / "short")
+    pairs, back = find_pairs(a, b), find_pairs(b, a)
+    assert len(pairs) == 4 == len({p.first for p in pairs}) == len({p.second for p in pairs})
+    assert np.abs(np.sort([-p.lag for p in pairs]) - np.sort(begins)).max() < 0.15
+    assert [(p.second, p.first, -p.lag) for p in sorted(back, key=lambda p: p.second)] == [
+        (p.first, p.second, p.lag) for p in pairs
+    ]
+
+
 def test_different_people_are_not_pairs(people):
     store = Store.open(people / "a")
     assert find_pairs(store, store) == []

@@ -10,6 +10,7 @@ A recording is filtered whole, forward and backward in time. Where a task may no
 from what came before it), the source must cut the recording before it gets here.
 """
 
+import copy
 import shutil
 import time
 from collections import Counter
@@ -303,6 +304,8 @@ def _plan(source, output, spec, keep_reports, derive, names, shards, key) -> tup
     work: Work = {shard: [] for shard in range(shards)}
     for ordinal, entry in enumerate(entries):
         work[int(subject_of(source, key, entry), 16) % shards].append((ordinal, entry))
+    source = copy.copy(source)
+    source.with_reports = keep_reports
     return ShardJob(source, output, spec, shards, keep_reports, derive, names, key, plan), work
 
 

@@ -214,7 +214,8 @@ def prepare(
         rule = _admit(reports[i], len(signal), spec, taken, names or {})
         if rule:
             groups.setdefault((rule, float(rate), float(start), len(signal)), []).append(i)
-    spans = [(start, start + len(signal) / rate) for _, rate, _, start, signal in channels if rate > 0]
+    # of what is used: one number an hour does not make a recording as long as a night
+    spans = [(start, start + samples / rate) for _, rate, start, samples in groups]
     latest = _latest_end(spans)
     for rule, rate, start, samples in [key for key in groups if key[2] + key[3] / key[1] > latest]:
         for i in groups.pop((rule, rate, start, samples)):

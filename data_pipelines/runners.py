@@ -41,16 +41,16 @@ def _in_processes(job: ShardJob, todo: Work, workers: int, progress: Progress) -
     left = dict(todo)
     # spawn: a forked child would inherit the threads and readers of whoever calls this
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(job,)) as pool:
         waiting = iter(todo.items())
         try:
             # few at a time: the queue holds the entries of its shards
-            running = {pool.submit(write_shard, job, *item): item[0] for item in _take(waiting, 2 * workers)}
+            running = {pool.submit(_write, *item): item[0] for item in _take(waiting, 2 * workers)}
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     future.result()
                     progress(len(left.pop(running.pop(future))))
-                    running |= {pool.submit(write_shard, job, *item): item[0] for item in _take(waiting, 1)}
+                    running |= {pool.submit(_write, *item): item[0] for item in _take(waiting, 1)}
         except BrokenProcessPool:
             return left
         except BaseException:
@@ -66,21 +66,42 @@ def run_beam(job: ShardJob, todo: Work, options: list[str], progress: Progress) 
         options: Beam's own, such as `--runner=FlinkRunner`, `--direct_num_workers=4`.
 
     Raises:
-        BadInput: Beam is not installed, or does not know an option.
+        BadInput: Beam is not installed, or does not know an option or the runner.
     """
     try:
         import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         remedy = "pip install 'csfm_jax[beam]', or leave --runner out"
         raise BadInput("--runner=beam", "no Apache Beam", "the extra [beam]", remedy) from None
-    with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+    with beam.Pipeline(options=_beam_options(options)) as pipeline:
         (
             pipeline
             | beam.Create(list(todo.items()), reshuffle=True)
             | beam.Map(lambda item: write_shard(job, item[0], item[1]))
         )
     progress(sum(map(len, todo.values())))
+
+
+def _beam_options(words: list[str]):
+    """Beam's options, of which it would itself pass over those that it does not know."""
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.runners.runner import create_runner
+
+    remedy = "see https://beam.apache.org/documentation/runners/ for those of each runner"
+    try:
+        options = PipelineOptions(words)
+        unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
+    except SystemExit:  # of its command line parser, which has said why
+        raise BadInput("--beam", " ".join(words), "options and values that Beam takes", remedy) from None
+    if unknown:
+        raise BadInput("--beam", f"the unknown option {min(unknown)!r}", "options that Beam knows", remedy)
+    name = options.view_as(StandardOptions).runner
+    try:
+        create_runner(name) if name else None
+    except (ValueError, ImportError, AttributeError):
+        expected = "DirectRunner, FlinkRunner, SparkRunner, DataflowRunner or another that is installed"
+        raise BadInput("--beam", f"the runner {name!r}", expected, remedy) from None
+    return options
 
 
 def share_of(shards: Iterable[int], part: tuple[int, int]) -> list[int]:
@@ -121,6 +142,14 @@ def _take(items, count):
     return list(itertools.islice(items, count))
 
 
-def _ignore_interrupt():
-    """Ctrl-C reaches the whole process group; the parent decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+_job: ShardJob  # of this worker process: a source's tables take seconds to send, and are sent once
+
+
+def _begin_worker(job: ShardJob) -> None:
+    global _job
+    _job = job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+
+
+def _write(shard: int, entries: list) -> None:
+    write_shard(_job, shard, entries)

@@ -6,6 +6,7 @@ The vocabulary's order is part of every store and checkpoint: append, never reor
 CSFM in its own order (Gu et al. 2026, `network/model.py`), so its published tables are a slice of ours.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -125,6 +126,11 @@ _ALIASES = {
 }  # fmt: skip
 _BY_LOWER = {c.name.lower(): c.name for c in CHANNELS if c.modality not in ("", "text")}
 _OTHER_BY_UNIT = {"mv": "ECG other", "mmhg": "pressure other"}
+# what monitors write with mmHg and mV, and is neither a pressure of the blood nor an ECG
+_NO_WAVE = {
+    "co2", "etco2", "imco2", "fico2", "ico2", "o2", "po2", "pco2", "tco2", "gsr", "eda", "hr", "pr", "rr", "event",
+    "events", "marker", "mark", "trigger", "temp", "status", "battery", "pace", "pacer",
+}  # fmt: skip
 _VOLTAGES = ("v", "mv", "uv", "µv", "μv", "nv")
 _PREFIXES = ("ecg lead ", "mdc ecg lead ", "ecg ", "ekg ", "lead ", "eeg ")
 # the 10-10 system's names of four positions that the 10-20 system called otherwise; mastoids for ear lobes
@@ -151,6 +157,8 @@ def standard_name(name: str, unit: str) -> str | None:
     # what else the name says may be anything, a person's name too
     if _key(name).startswith("eeg"):
         return "EEG other"
+    if _NO_WAVE & set(re.findall("[a-z]+[0-9]*", _key(name))):
+        return None
     return _OTHER_BY_UNIT.get(unit.strip().lower())
 
 

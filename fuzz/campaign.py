@@ -15,12 +15,13 @@ import traceback
 from pathlib import Path
 
 from fuzz.check import Failed, check
-from fuzz.mutate import damaged
+from fuzz.mutate import damaged, misplaced
 from fuzz.seeds import Seed, seeds
 
 GUIDED = ("edf", "wfdb")
 _GUIDED_PART = 5  # of all inputs, each of GUIDED gets one in so many from atheris
 _SHARES = {"edf": 3, "wfdb": 3}  # the others 1
+_MISPLACED = 0.02  # of the inputs that are not atheris's have a link or a pipe in place of a file
 _STUCK = 20  # seconds without progress: a library hangs where no timer of Python's reaches it
 
 
@@ -37,6 +38,8 @@ def one(reader: str, group: tuple[Seed, ...], number: int, seed: int, folder: Pa
     rng = random.Random(f"{seed}:{reader}:{number}")
     chosen = rng.choice(group)
     place(chosen, damaged(chosen, rng), folder)
+    if rng.random() < _MISPLACED:
+        misplaced(folder, rng)
     return check(reader, folder, chosen.main)
 
 
@@ -73,9 +76,13 @@ def keep(reader: str, number: int, folder: Path, output: Path, failed: BaseExcep
     """Saves the input in hand, with what came of it."""
     place_of = output / f"{reader}-{number}"
     shutil.rmtree(place_of, ignore_errors=True)
-    shutil.copytree(folder, place_of)
+    shutil.copytree(folder, place_of, symlinks=True, ignore=_pipes)
     (place_of / "why.txt").write_text("".join(traceback.format_exception(failed)))
     print(f"{reader}:{number}: {failed}; its files: {place_of}", flush=True)
+
+
+def _pipes(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if Path(folder, name).is_fifo()]
 
 
 def run_share(reader: str, numbers: range, seed: int, output: Path) -> collections.Counter:

@@ -1,7 +1,9 @@
 """Damage as it happens and as an attacker would do it: a pure function of the seed, the format and a number."""
 
+import os
 import random
 import re
+from pathlib import Path
 
 from fuzz.seeds import Seed
 
@@ -23,6 +25,17 @@ def damaged(seed: Seed, rng: random.Random) -> dict[str, bytes]:
         end = len(files[name]) if whole else min(seed.head, len(files[name]))
         rng.choice(_FAULTS)(files[name], end, rng)
     return {name: bytes(content) for name, content in files.items()}
+
+
+def misplaced(folder: Path, rng: random.Random) -> None:
+    """Puts what is no file in place of one: a link to itself, to nothing, out of the folder, to a device; a pipe."""
+    path = rng.choice(sorted(folder.iterdir()))
+    path.unlink()
+    target = rng.choice((path.name, "nothing", "../outside", "/dev/zero", "/etc/passwd", ".", None))
+    if target is None:
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
 
 
 def _bit(content: bytearray, end: int, rng: random.Random) -> None:

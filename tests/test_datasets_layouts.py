@@ -224,6 +224,10 @@ def test_sph_with_its_records_folder(tmp_path):
     recording = source.read(source.entries()[0])
     assert recording.labels == {"aha/22": 1.0, "aha/60": 1.0, "age": 55.0, "sex": 0.0}
     assert len(recording.channels) == 12 and recording.mains == 50
+    rows = (("A00001", "22", "S1", 55, "M", 5000, ""), ("A00001.h5", "22", "S2", 56, "M", 5000, ""))
+    table(tmp_path / "metadata.csv", SPH.columns + ("N", "Date"), *rows)
+    with pytest.raises(BadInput, match="both with and without .h5"):
+        SPH(tmp_path).entries()
 
 
 def test_mitdb_and_the_others_at_hand(shared_data):

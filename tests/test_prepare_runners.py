@@ -83,6 +83,17 @@ def test_beam_with_several_processes(whole, tmp_path, monkeypatch):
     assert content(tmp_path / "s") == whole and told[-1] == (24, 24)
 
 
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [("--runner=Nope", "the runner 'Nope'"), ("--nonsense=3", "'nonsense'"), ("--direct_num_workers=x", "Beam takes")],
+)
+def test_what_beam_does_not_know_is_refused(tmp_path, option, says):
+    pytest.importorskip("apache_beam", reason="the extra [beam] is not installed")
+    with pytest.raises(BadInput, match=f"--beam: found .*{says}|--beam: .* expected .*{says}"):
+        prepare(Cohort(), tmp_path / "s", runner="beam", beam_options=[option], **OPTIONS)
+    assert not (tmp_path / "s" / "manifest.json").exists()
+
+
 KILLED = """
 import sys
 sys.path[:0] = {paths!r}

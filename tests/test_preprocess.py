@@ -303,5 +303,7 @@ def test_a_channel_that_starts_days_later_is_left_out():
     made = prepare([(*place, x) for place in places], spec=OURS)
     assert [row.get("reason") for row in made.report] == [None, "starts too late", None, "unknown name"]
     assert made.seconds == 310
+    sparse = prepare([("II", 250, "mV", 0.0, x), ("Temp", 1 / 3600, "C", 0.0, x)], spec=OURS)
+    assert sparse.seconds == 10  # one number an hour, left out, makes it no longer
     night = [("II", 250, "mV", 0.0, np.tile(x, 120)), ("V1", 250, "mV", 2400.0, np.tile(x, 120))]
     assert prepare(night, spec=OURS).seconds == 3600  # one after the other

@@ -20,6 +20,7 @@ from data_pipelines.signals import CHANNEL_ID, CHANNELS, CSFM_CHANNELS, standard
         ("EEG II", "uV", "EEG other"), ("E1-M2", "uV", "EOG left"), ("Chin1-Chin2", "uV", "EMG chin"),
         ("EMG submental", "uV", "EMG chin"), ("Resp nasal", "", "nasal pressure"), ("Resp oro-nasal", "", "airflow"),
         ("ABD", "", "abdomen effort"), ("CHEST", "", "thorax effort"), ("SaO2", "%", "SpO2"), ("PCG", "V", "PCG"),
+        ("CO2", "mmHg", None), ("EtCO2", "mmHg", None), ("GSR", "mV", None), ("Event", "mV", None),
         ("Temp rectal", "DegC", None), ("HR", "bpm", None), ("CLS", "mV", "ECG other"), ("TEXT", "", None),
     ],
 )  # fmt: skip

@@ -134,6 +134,10 @@ def test_a_foreign_dataset_is_described_in_its_address(tmp_path):
 def test_no_such_dataset(tmp_path, capsys):
     assert cli.main(["prepare", f"--source=tfds:{tmp_path}", f"--output={tmp_path / 's'}"]) == 2
     assert "features.json" in capsys.readouterr().err
+    for text in ("no JSON", "[1]"):
+        (tmp_path / "features.json").write_text(text)
+        assert cli.main(["prepare", f"--source=tfds:{tmp_path}", f"--output={tmp_path / 's'}"]) == 2
+        assert "features.json: found no description of features" in capsys.readouterr().err
     with pytest.raises(BadInput, match="no key"):
         tfds_builder.build(Cohort(public=False), tmp_path)
 

@@ -43,6 +43,7 @@ class Source(ABC):
         key: fingerprint of that key, where `hashed`; "" = not told.
         mains: powerline frequency in Hz where it was recorded; None = not known.
         licence, citation: for model cards. download: how people with credentials get it.
+        with_reports: whether `read` adds reports, which may be a large table of their own.
         note: what a user should be told about this copy of the dataset, once it is listed; "" = nothing.
     """
 
@@ -56,6 +57,7 @@ class Source(ABC):
     citation = ""
     download = ""
     note = ""
+    with_reports = True
 
     def __init__(self, root: Path):
         self.root = Path(root)
@@ -87,7 +89,8 @@ class Source(ABC):
         """Reads one recording with its labels and report; BadInput where its files are missing or wrong."""
         recording = self.signals(entry)
         return replace(
-            recording, subject=entry.subject, study=entry.study, source=self.name, report=self.report(entry),
+            recording, subject=entry.subject, study=entry.study, source=self.name,
+            report=self.report(entry) if self.with_reports else None,
             labels=self.labels(entry, recording), split=entry.split,
             mains=recording.mains if self.mains is None else self.mains,
         )  # fmt: skip

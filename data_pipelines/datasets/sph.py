@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 
 from data_pipelines.datasets.source import Entry, Source, number, read_table, sorted_entries, table_columns
+from data_pipelines.errors import BadInput
 from data_pipelines.recording import Recording
 
 
@@ -27,7 +28,11 @@ class SPH(Source):
     @cached_property
     def _rows(self) -> dict[str, dict[str, str]]:
         rows = read_table(self.root / "metadata.csv", self.columns, unique="ECG_ID")
-        return {row["ECG_ID"].strip().removesuffix(".h5"): row for row in rows}
+        found = {row["ECG_ID"].strip().removesuffix(".h5"): row for row in rows}
+        if len(found) < len(rows):
+            where = self.root / "metadata.csv"
+            raise BadInput(where, "an ECG_ID both with and without .h5", "each once", "use the original file")
+        return found
 
     @cached_property
     def _codes(self) -> list[str]:

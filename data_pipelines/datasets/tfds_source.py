@@ -57,8 +57,11 @@ class TFDSSource(Source):
 
     @cached_property
     def _features(self) -> list[str]:
-        features = json.loads((self.root / "features.json").read_bytes())
-        return sorted(features.get("featuresDict", {}).get("features", {}))
+        file = self.root / "features.json"
+        try:
+            return sorted(json.loads(file.read_bytes()).get("featuresDict", {}).get("features", {}))
+        except (ValueError, AttributeError, TypeError):
+            raise BadInput(file, "no description of features", "JSON as TFDS writes it", "build it again") from None
 
     @property
     def _about(self) -> dict:

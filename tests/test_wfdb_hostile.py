@@ -266,20 +266,51 @@ def signal_line(draw):
     return fields[0] + "".join(draw(GAPS) + field for field in fields[1:])
 
 
+def outcome(parse, text):
+    try:
+        return parse(text, Path("rec.hea"))
+    except BadInput as error:
+        return str(error)
+
+
+def parsed_again(text):
+    """As it is parsed after the same layout was seen twice."""
+    for _ in range(2):
+        outcome(parse_header, text.encode())
+    return outcome(parse_header, text.encode())
+
+
+USUAL = ["rec.dat 16 200/mV 16 0 5 -7 0 I", "rec.dat 16 200/mV 16 0 -5 7 0 II"]
+
+
 @settings(deadline=None, max_examples=500)
-@given(st.lists(signal_line().map(str.strip), min_size=1, max_size=3))
-@example(["a 16 200 16 0 0 0 x", "b 16 200 16 0 0 0 0 II aVF"])
-@example(["a 16 200 16 0 0 0 0", "0 b 16 200 16 0 0 0 0 II"])
-@example(["a 16 200 16 0 0 0 0\xa0II"])
-def test_remembered_lines_mean_what_each_line_alone_means(lines):
-    body, path = list(enumerate(lines, 2)), Path("rec.hea")
-    found = []
-    for way in (wfdb_header._signal_lines, wfdb_header._slowly):
-        try:
-            found.append(way(body, path))
-        except BadInput as error:
-            found.append(str(error))
-    assert found[0] == found[1]
+@given(
+    st.lists(signal_line().map(str.strip) | st.sampled_from(USUAL), min_size=1, max_size=3),
+    st.sampled_from(["rec {} 250 5", "rec {} 250 5 10:00:00", "rec {}  250 5", "rec/1 1 250 5", "rec {} 250 -5"]),
+    st.sampled_from(["\n", "", "\n# a\n#b", "\n# a\n#b\n", "\n\n# a\n", "\r\n#x\n", "\nrest\n", "\n#x\n \n"]),
+)
+@example(["a 16 200 16 0 0 0 x", "b 16 200 16 0 0 0 0 II aVF"], "rec {} 250 5", "\n")
+@example(["a 16 200 16 0 0 0 0", "0 b 16 200 16 0 0 0 0 II"], "rec {} 250 5", "\n")
+@example(["a 16 200 16 0 0 0 0\xa0II"], "rec {} 250 5", "\n")
+def test_a_remembered_header_means_what_it_says(lines, record, end):
+    text = "\n".join([record.format(len(lines)), *lines]) + end
+    assert parsed_again(text) == outcome(wfdb_header._parsed, text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x.dat 16 200/mV 16 0 99 1234 0 I", "../x 16 200/mV 16 0 99 1234 0 I", "x.dat 16 200/mV 16 0 9-9 1234 0 I",
+        "x.dat 16 200/mV 16 0 99 12-34 0 I", "x.dat 16 200/mV 16 0 99 1_234 0 I", "x.dat 16 200/mV 16 0 99 ٣ 0 I",
+        "x.dat 16 100/mV 16 0 99 1234 0 I", "x.dat 16 200/mV 16 0 99 1234 0 II", "x.dat 16 200/mV 16 0 99 1 0 I II",
+    ],
+)  # fmt: skip
+def test_a_layout_that_was_seen_before_hides_nothing(line, monkeypatch):
+    monkeypatch.setattr(wfdb_header, "_templates", ())
+    text = f"a 1 250 5\n{USUAL[0]}\n# Age: 5\n"
+    assert parsed_again(text) == wfdb_header._parsed(text, Path("rec.hea")) and len(wfdb_header._templates) == 1
+    other = f"b 1 250 70\n{line}\n# Age: 6\n# Sex: F\n"
+    assert outcome(parse_header, other.encode()) == outcome(wfdb_header._parsed, other)
 
 
 @settings(deadline=None)

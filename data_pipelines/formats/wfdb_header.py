@@ -4,9 +4,11 @@ Format: header(5) of the WFDB Applications Guide. Names stay inside the header's
 whether the declared length fits the signal files is checked by the reader, before it allocates.
 """
 
+import itertools
 import os
 import re
 import stat
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +28,6 @@ _SIGNAL = re.compile(
     re.ASCII,
 )
 _WHOLE = re.compile(r"\d{1,15}", re.ASCII)
-_WHOLE_NUMBERS = re.compile(r"(?:-?\d{1,12} )*", re.ASCII)
 _UNSAFE_NAME = re.compile(r"[/\\:\x00-\x20]")
 _AGE = re.compile(r"\bage\b>?\s*:\s*(\d{1,3}(?:\.\d{1,6})?)", re.IGNORECASE)
 _SEX = re.compile(r"\bsex\b>?\s*:\s*(male|female|m|f)\b", re.IGNORECASE)
@@ -135,6 +136,15 @@ def parse_header(content: bytes, path: Path) -> Header:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         text = content.decode("latin-1")
+    for template in _templates:
+        if match := template.pattern.fullmatch(text):
+            return template.header(match, path)
+    header = _parsed(text, path)
+    _remember(text, header)
+    return header
+
+
+def _parsed(text: str, path: Path) -> Header:
     lines, comments = [], []
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
@@ -161,7 +171,56 @@ def parse_header(content: bytes, path: Path) -> Header:
                 path, number, f"segments of {total} frames together", f"the {frames} that the record line declares"
             )
         return Header(path, record, rate, total, _NO_SIGNALS, parts, tuple(comments))
-    return Header(path, record, rate, frames, _signal_lines(body, path), (), tuple(comments))
+    signals = Signals(*zip(*(_signal_line(line, number, path) for number, line in body)))
+    return Header(path, record, rate, frames, signals, (), tuple(comments))
+
+
+class _Template(NamedTuple):
+    """A header of a dataset, in which only the file, the first values, the checksums and the comments change."""
+
+    pattern: re.Pattern
+    rate: float
+    constant: tuple[tuple, ...]  # the columns of `Signals` from format on
+
+    def header(self, match: re.Match, path: Path) -> Header:
+        record, frames, file, *sums, comments = match.groups()
+        if not safe_name(file):
+            raise _bad(path, 2, "a signal file outside the header's folder", "a plain file name")
+        signals = Signals((file,) * len(sums), tuple(map(int, sums)), *self.constant)
+        lines = [line.strip().lstrip("# \t") for line in comments.split("\n")[:-1]] if comments else ()
+        return Header(path, record, self.rate, int(frames) or None, signals, (), tuple(lines))
+
+
+# Reading an ECG is mostly reading its header, and the headers of a dataset are mostly alike: those that were last seen.
+_templates: tuple[_Template, ...] = ()
+_MOST_TEMPLATES = 4
+
+
+def _remember(text: str, header: Header) -> None:
+    """Keeps the template of a header that came before with other numbers, if it is written as datasets write them."""
+    global _templates
+    body, count = text[: text.find("\n#") + 1 or len(text)], len(header.signals.name)
+    rows = [line.split(" ") for line in body.rstrip("\n").split("\n")]
+    if len(rows) != count + 1 or len(rows[0]) != 4 or {len(row) for row in rows[1:]} != {9}:
+        return
+    constant = tuple(" ".join([*row[1:5], *row[7:]]) for row in rows[1:])
+    if len(set(header.signals.file)) > 1 or next(_sightings(rows[0][1], rows[0][2], constant)) == 0:
+        return
+    lines = [rf"([^\s/]+) {re.escape(rows[0][1])} {re.escape(rows[0][2])} (\d{{1,15}})"]
+    for row in rows[1:]:
+        file = r"(\S+)" if len(lines) == 1 else r"\3"
+        constants = [re.escape(" ".join(row[a:b])) for a, b in ((1, 5), (7, 9))]
+        lines.append(rf"{file} {constants[0]} -?\d{{1,12}} (-?\d{{1,12}}) {constants[1]}")
+    pattern = re.compile("\n".join(lines) + r"\n((?:#[^\n]*\n)*)", re.ASCII)
+    if pattern.fullmatch(text):
+        template = _Template(pattern, header.rate, tuple(header.signals)[2:])
+        _templates = (template, *_templates)[:_MOST_TEMPLATES]
+
+
+@lru_cache(maxsize=256)
+def _sightings(*layout) -> Iterator[int]:
+    """Counts how often a layout was seen: compiling the template of each takes as long as parsing twenty."""
+    return itertools.count()
 
 
 def _bad(path: Path, line: int, found: str, expected: str) -> BadInput:
@@ -210,40 +269,7 @@ def _segment_line(line: str, number: int, path: Path) -> tuple[str, int]:
     return words[0], int(words[1])
 
 
-def _signal_lines(body: list[tuple[int, str]], path: Path) -> Signals:
-    # In the headers of a dataset the same lines come again but for the file, the first value and the checksum: what the
-    # rest of all lines together means is remembered. Lines that have more or fewer words, or that are parted by what
-    # only Unicode takes for a space, never pass for these.
-    rows = [line.split() for _, line in body]
-    if set(map(len, rows)) == {9} and "".join([line for _, line in body]).isprintable():
-        files, forms, gains, bits, zeros, firsts, sums, blocks, names = zip(*rows)
-        known = _known(*forms, *gains, *bits, *zeros, *blocks, *names)
-        numbers = " ".join([*firsts, *sums, ""])
-        if known and _WHOLE_NUMBERS.fullmatch(numbers) and all(map(safe_name, set(files))):
-            return Signals(files, tuple(map(int, sums)), *known)
-    return _slowly(body, path)
-
-
-def _slowly(body: list[tuple[int, str]], path: Path) -> Signals:
-    return Signals(*zip(*(_parsed_line(number, line, path) for number, line in body)))
-
-
-@lru_cache(maxsize=1024)
-def _known(*words: str) -> tuple[tuple, ...] | None:
-    """The columns from format to name; None where a line is not as usual, and `_parsed_line` must decide."""
-    count = len(words) // 6
-    columns = [words[i * count : (i + 1) * count] for i in range(6)]
-    try:
-        parsed = [
-            _parsed_line(0, f"x {form} {gain} {bits} {zero} 0 0 {block} {name}", Path("x"))
-            for form, gain, bits, zero, block, name in zip(*columns)
-        ]
-    except BadInput:
-        return None
-    return tuple(zip(*parsed))[2:]
-
-
-def _parsed_line(number: int, line: str, path: Path) -> tuple:
+def _signal_line(line: str, number: int, path: Path) -> tuple:
     """One entry of each column of `Signals`."""
     expected = "a signal line: file, format, gain, resolution, zero, first value, checksum, block size, name"
     match = _SIGNAL.fullmatch(line)

@@ -7,6 +7,7 @@ allocated, and the header's checksum of each signal with its samples after they 
 import os
 import stat
 import threading
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -24,6 +25,7 @@ _OWN = (16, 24, 32, 61, 212)  # 61 too: wfdb 4.3.1 fails on it unless it may sca
 _FLAC = (508, 516, 524)
 # FLAC's densest frame: a constant block of 65,535 samples in 14 bytes
 _FLAC_SAMPLES_PER_BYTE = 65535 / 14
+_LITTLE = np.dtype("<i2")
 _LARGEST_SCRATCH = 1 << 22
 _kept = threading.local()
 
@@ -38,13 +40,9 @@ def read_signals(header: Header) -> list[np.ndarray | None]:
     Raises:
         BadInput: a missing or short signal file, an unknown format, a wrong checksum.
     """
-    files: dict[str, list[int]] = {}
-    for i, (file, form) in enumerate(zip(header.signals.file, header.signals.format)):
-        if form != 0:  # a null signal: it has a name, but no samples
-            files.setdefault(file, []).append(i)
     out: list[np.ndarray | None] = [None] * len(header.signals.name)
     folder = os.path.dirname(header.path)
-    for name, members in files.items():
+    for name, members in _members(header.signals.file, header.signals.format):
         file = os.path.join(folder, name)
         signals = header.signals if len(members) == len(out) else header.signals.at(members)
         at = 0
@@ -57,10 +55,21 @@ def read_signals(header: Header) -> list[np.ndarray | None]:
     return out
 
 
+def _members(files: tuple[str, ...], formats: tuple[int, ...]) -> Iterable[tuple[str, list[int]]]:
+    """Of each file, which signals are in it; a null signal (format 0) has a name, but no samples."""
+    if files.count(files[0]) == len(files) and 0 not in formats:
+        return [(files[0], list(range(len(files))))]
+    members: dict[str, list[int]] = {}
+    for i, (file, form) in enumerate(zip(files, formats)):
+        if form != 0:
+            members.setdefault(file, []).append(i)
+    return members.items()
+
+
 def _digital(header: Header, file: str, signals: Signals, members: list[int]) -> list[np.ndarray]:
     """Integers as stored, [signals, samples] of all or, where rates differ, of each signal, until the next call."""
-    first = signals.format[0]
-    if first not in _FORMATS or len(set(signals.format)) > 1 or len(set(signals.offset)) > 1:
+    first, offset, count = signals.format[0], signals.offset[0], len(signals.format)
+    if first not in _FORMATS or signals.format.count(first) < count or signals.offset.count(offset) < count:
         raise BadInput(
             file, "an unknown storage format, or several in one file", f"one of {sorted(_FORMATS)}", "convert it"
         )
@@ -105,7 +114,7 @@ def _decode(descriptor: int, file: str, signals: Signals, frames: int) -> list[n
     each = signals.samples_per_frame
     width, form = sum(each), signals.format[0]
     count = frames * width
-    size = {24: 3 * count, 32: 4 * count, 212: (3 * count + 1) // 2}.get(form, 2 * count)
+    size = (3 * count + 1) // 2 if form == 212 else count * _FORMATS[form][0]
     raw = _bytes(descriptor, file, signals.offset[0], size)
     if form == 212 and each == (1, 1):  # the pairs of the format are the frames
         return [_from_212(raw)]
@@ -164,16 +173,16 @@ def _from_212(raw: np.ndarray) -> np.ndarray:
     out = _scratch("digital", 4 * pairs).view(np.int16).reshape(2, pairs)
     first, second = out
     # the two bytes that a sample is in, as one number; a shift right extends the sign
-    first[...] = np.ndarray(pairs, "<i2", raw, 0, (3,))
+    first[...] = np.ndarray(pairs, _LITTLE, raw, 0, (3,))
     first <<= 4
     first >>= 4
-    high = np.ndarray(pairs, "<i2", raw, 1, (3,)).astype(np.int16)
+    high = np.ndarray(pairs, _LITTLE, raw, 1, (3,)).astype(np.int16)
     np.left_shift(high, 8, out=second)
     second >>= 12
     second <<= 8
     low = high.view(np.uint16)
     low >>= 8
-    second |= high
+    second |= low.view(np.int16)
     return out
 
 
@@ -208,13 +217,17 @@ def _verify(file: str, signals: Signals, digital: np.ndarray, members: list[int]
 
 def _physical(signals: Signals, digital: np.ndarray) -> list[np.ndarray]:
     gain, baseline = _scales(signals.gain, signals.baseline, digital.dtype.itemsize)
+    missing = _FORMATS[signals.format[0]][1]
+    lost = digital == missing if missing is not None and np.minimum.reduce(digital, axis=None) == missing else None
+    if signals.format[0] == 212 and baseline is not None and np.abs(baseline).max() < 1 << 14:
+        digital -= baseline.astype(np.int16)  # of twelve bits: as integers it takes a third of the time
+        baseline = None
     values = digital.astype(gain.dtype)
     if baseline is not None:
         values -= baseline
     values /= gain
-    missing = _FORMATS[signals.format[0]][1]
-    if missing is not None and np.minimum.reduce(digital, axis=None) == missing:
-        values[digital == missing] = np.nan
+    if lost is not None:
+        values[lost] = np.nan
     rows = list(values.astype(np.float32, copy=False))
     if any(signals.skew):
         for i, (skew, per_frame) in enumerate(zip(signals.skew, signals.samples_per_frame)):

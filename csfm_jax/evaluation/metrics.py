@@ -1,6 +1,19 @@
-"""Figures of merit under case weights, vectorised over many weightings at once, as the bootstrap needs them."""
+"""Figures of merit under case weights, vectorised over many weightings at once, as the bootstrap needs them.
+
+A weighting says how often each case counts: a bootstrap replicate is one. All figures take them as [R, n]. They are
+fastest when the array that lies behind is [n, R] (`bootstrap` makes them so: case by case, contiguous in R), because a
+case is then moved in all replicates at once; float32 is exact for counts, and everything beyond sums of weights is
+float64.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
+
+# scores [n], positive [n] bool, weights [R, n] -> the figure in each weighting [R]
+LabelFigure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -14,36 +27,140 @@ def auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None =
     Returns:
         [R] float64; NaN where a weighting holds no positive or no negative case.
     """
-    weights = np.ones((1, len(scores))) if weights is None else np.asarray(weights, np.float64)
-    order = np.argsort(scores, kind="stable")
-    ranked = np.asarray(scores)[order]
-    if not len(ranked):
-        return np.full(len(weights), np.nan)
-    ties = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # first case of each distinct score
-    weights, positive = weights[:, order], np.asarray(positive, bool)[order]
-    up = np.add.reduceat(weights * positive, ties, axis=1)
-    down = np.add.reduceat(weights * ~positive, ties, axis=1)
-    below = np.cumsum(down, axis=1) - down
-    pairs = up.sum(1) * down.sum(1)
+    ranked = _rank(scores, positive, weights)
+    wins = np.einsum("gr,gr->r", ranked.up, ranked.below + ranked.tied / 2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs > 0, (up * (below + down / 2)).sum(1) / pairs, np.nan)
+        return np.where(ranked.pairs > 0, wins / ranked.pairs, np.nan)
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Area under the precision-recall curve as the mean precision at each positive case (steps, no interpolation).
+
+    Arguments as in `auroc`; chance is the prevalence, not one half.
+
+    Returns:
+        [R] float64; NaN where a weighting holds no positive case, 1 where it holds no negative one.
+    """
+    ranked = _rank(scores, positive, weights)
+    hits = np.cumsum(ranked.up[::-1], axis=0)[::-1]  # positive weight at or above each positive score
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = hits / (hits + ranked.negatives - ranked.below)
+        total = np.where(ranked.up > 0, ranked.up * precision, 0).sum(0)
+        return np.where(ranked.positives > 0, total / ranked.positives, np.nan)
+
+
+def sensitivity_at_specificity(
+    scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None, specificity: float = 0.95
+) -> np.ndarray:
+    """The highest sensitivity of any threshold at which the specificity is at least the one asked for.
+
+    A property of the ranking, as the AUROC is: every weighting has its own threshold. What a device would do with a
+    threshold chosen beforehand is `decisions.rates`. Arguments and result as in `auroc`; specificity in 0 to 1.
+    """
+    ranked = _rank(scores, positive, weights)
+    hits = np.cumsum(ranked.up[::-1], axis=0)[::-1]
+    # between two positive scores the sensitivity stays and the specificity only falls: these thresholds are enough
+    allowed = ranked.below >= (specificity - 1e-12) * ranked.negatives
+    most = np.where(allowed, hits, 0).max(0, initial=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(ranked.pairs > 0, most / ranked.positives, np.nan)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """What every figure of a ranking needs, at each of the G distinct scores of positive cases, ascending.
+
+    Attributes:
+        up: [G, R] weight of the positive cases with this score.
+        tied, below: [G, R] weight of the negative cases with this score, and of those below it.
+        positives, negatives: [R] total weights.
+    """
+
+    up: np.ndarray
+    tied: np.ndarray
+    below: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+
+    @property
+    def pairs(self) -> np.ndarray:
+        return self.positives * self.negatives
+
+
+def _rank(scores, positive, weights) -> _Ranked:
+    """Sorts once; each weighting is then a sparse product that adds every case to one sum.
+
+    Cases between two positive scores need no order among themselves, so a rare label costs little more than reading
+    the weights.
+    """
+    scores, positive = np.asarray(scores, np.float64), np.asarray(positive, bool)
+    columns = case_columns(weights, len(scores))
+    if not len(scores):
+        none, zero = np.zeros((0, columns.shape[1])), np.zeros(columns.shape[1])
+        return _Ranked(none, none, none, zero, zero)
+    levels, number = np.unique(scores[positive], return_inverse=True)
+    g = len(levels)
+    at = np.searchsorted(levels, scores)  # rows 0 ... g: the gap below a level; then ties with it; then positives
+    tied = np.r_[levels, np.nan][at] == scores
+    row = np.where(tied, g + 1 + at, at)
+    row[positive] = 2 * g + 1 + number
+    adding = sparse.csr_array(
+        (np.ones(len(row), columns.dtype), (row, np.arange(len(row)))), shape=(3 * g + 1, len(row))
+    )
+    sums = (adding @ columns).astype(np.float64)
+    gaps, ties, up = sums[: g + 1], sums[g + 1 : 2 * g + 1], sums[2 * g + 1 :]
+    below = np.cumsum(gaps, axis=0)
+    below[1:] += np.cumsum(ties, axis=0)
+    return _Ranked(up, ties, below[:-1], up.sum(0), below[-1])
+
+
+def case_columns(weights: np.ndarray | None, cases: int) -> np.ndarray:
+    """Weights [R, n] as a contiguous [n, R] of float32 (as given) or float64 (anything else); None = ones."""
+    if weights is None:
+        return np.ones((cases, 1))
+    weights = np.asarray(weights)
+    return np.ascontiguousarray(weights.T, np.float32 if weights.dtype == np.float32 else np.float64)
+
+
+@dataclass(frozen=True)
+class Macro:
+    """The mean of a figure over labels.
+
+    Attributes:
+        value: [R] float64, NaN where no label has a figure.
+        labels: [R] int, how many labels are in the mean; the others hold one class only in that weighting.
+        each: [R, K] float64, NaN where left out.
+    """
+
+    value: np.ndarray
+    labels: np.ndarray
+    each: np.ndarray
+
+
+def macro(figure: LabelFigure, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Macro:
+    """Reads a figure on each label's labelled cases; labels with one class only are left out of the mean, and counted.
+
+    Args:
+        figure: `auroc`, `average_precision`, or any function of (scores, positive, weights).
+        scores: [n, K]. labels: [n, K] of 0, 1, or NaN = not labelled. weights: as in `auroc`.
+    """
+    columns, known = case_columns(weights, len(labels)), ~np.isnan(labels)
+    each = []
+    for k in range(labels.shape[1]):
+        rows, here = known[:, k], columns
+        if not rows.all():
+            here = columns[rows]
+        positive = labels[rows, k] > 0.5
+        hits, total = here.T @ positive, here.sum(0)
+        values = figure(scores[rows, k], positive, here.T)
+        each.append(np.where((hits > 0) & (hits < total), values, np.nan))
+    table = np.stack(each, axis=1)
+    return Macro(_mean_of_known(table), np.count_nonzero(~np.isnan(table), axis=1), table)
 
 
 def macro_auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Mean AUROC over labels, each read on its labelled cases; labels with one class only are left out of the mean.
-
-    Args:
-        scores: [n, K]. labels: [n, K] of 0, 1, or NaN = not labelled. weights: as in `auroc`.
-
-    Returns:
-        [R] float64; NaN where no label has both classes.
-    """
-    known = ~np.isnan(labels)
-    each = []
-    for k in range(labels.shape[1]):
-        rows = known[:, k]
-        each.append(auroc(scores[rows, k], labels[rows, k] > 0.5, None if weights is None else weights[:, rows]))
-    return _mean_of_known(np.stack(each, axis=1))
+    """Mean AUROC over labels, [R] float64; arguments and what is left out as in `macro`."""
+    return macro(auroc, scores, labels, weights).value
 
 
 def r2(predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -55,9 +172,11 @@ def r2(predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = No
     Returns:
         [R] float64; NaN where the truth does not vary.
     """
-    weights = np.ones((1, len(truth))) if weights is None else np.asarray(weights, np.float64)
-    total = weights.sum(1)
+    weights = case_columns(weights, len(truth)).T
+    total = weights.sum(1, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
+        centre = np.mean(truth) if len(truth) else 0.0  # sums of squares of large values would cancel
+        truth, predicted = np.asarray(truth, np.float64) - centre, np.asarray(predicted, np.float64) - centre
         mean = weights @ truth / total
         spread = weights @ np.square(truth) - total * mean**2
         return np.where(spread > 1e-12 * total, 1 - weights @ np.square(truth - predicted) / spread, np.nan)
@@ -65,9 +184,32 @@ def r2(predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = No
 
 def mean_absolute_error(predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Mean absolute error of each weighting, in the truth's unit; arguments and result as in `r2`."""
-    weights = np.ones((1, len(truth))) if weights is None else np.asarray(weights, np.float64)
+    weights = case_columns(weights, len(truth)).T
     with np.errstate(invalid="ignore", divide="ignore"):
-        return weights @ np.abs(truth - predicted) / weights.sum(1)
+        return weights @ np.abs(np.subtract(truth, predicted, dtype=np.float64)) / weights.sum(1, dtype=np.float64)
+
+
+def z_error(predicted: np.ndarray, truth: np.ndarray, scale: np.ndarray, weights: np.ndarray | None = None) -> Macro:
+    """Mean absolute error of z-scored targets (z-MAE), mean over targets.
+
+    Args:
+        predicted: [n, K] in the targets' own units. truth: [n, K], NaN = not measured.
+        scale: [K], standard deviations of the targets among train cases (those of test cases would make the figure
+            depend on who is tested). weights: as in `auroc`.
+
+    Returns:
+        `Macro`; a target without a measured case in a weighting, or with a scale that is not above zero, is left out.
+        Always predicting the mean gives about 0.8 for a normal target.
+
+    Source: Al-Masud et al. 2026, the regression targets of the MIMIC-IV-ECG tasks.
+    """
+    columns, each = case_columns(weights, len(truth)), []
+    for k in range(truth.shape[1]):
+        rows = ~np.isnan(truth[:, k])
+        error = mean_absolute_error(predicted[rows, k], truth[rows, k], columns[rows].T)
+        each.append(error / scale[k] if scale[k] > 0 else np.full(columns.shape[1], np.nan))
+    table = np.stack(each, axis=1)
+    return Macro(_mean_of_known(table), np.count_nonzero(~np.isnan(table), axis=1), table)
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:

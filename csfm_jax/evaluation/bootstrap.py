@@ -12,7 +12,7 @@ import numpy as np
 # weights [R, n] (how often each case counts in each replicate) -> the figure in each replicate [R]
 Figure = Callable[[np.ndarray], np.ndarray]
 
-_CELLS = 2_000_000  # weights held at once: 8 MB, and what figures derive from them, whatever the number of cases
+_CELLS = 1_000_000  # weights held at once: 4 MB, and what figures derive from them, whatever the number of cases
 
 
 @dataclass(frozen=True)

@@ -113,5 +113,5 @@ def interval(point: float, replicates: np.ndarray, confidence: float = 0.95) -> 
     # an infinite replicate (a value never reached) cannot be interpolated; then the nearest one is the quantile
     method = "linear" if np.isfinite(known).all() else "closest_observation"
     low, high = np.quantile(known, (tail, 1 - tail), method=method) if len(known) else (np.nan, np.nan)
-    point = float(point)
-    return Interval(point, float(low), float(high), float(2 * point - high), float(2 * point - low), len(known))
+    point, low, high = float(point), float(low), float(high)
+    return Interval(point, low, high, 2 * point - high, 2 * point - low, len(known))

@@ -40,8 +40,7 @@ def run() -> list[tuple]:
     figures = {"AUROC": metrics.auroc, "AUPRC": metrics.average_precision}
     for name, figure in figures.items():
         began = time.perf_counter()
-        bound = lambda w, figure=figure: metrics.macro(figure, scores, labels, w).value  # noqa: E731
-        one[name] = bootstrap.replicate([bound], patients, REPLICATES)
+        one[name] = bootstrap.replicate([metrics.MacroFigure(figure, scores, labels)], patients, REPLICATES)
         took = time.perf_counter() - began
         lines.append((f"macro {name}, {REPLICATES} replicates, {LABELS} labels", took, "s", f"{PATIENTS} patients"))
         if name == "AUROC":

@@ -1,6 +1,7 @@
 """Figures under case weights against scikit-learn, or against sums over all pairs where it has none."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -77,6 +78,17 @@ def test_macro_leaves_out_labels_with_one_class_and_counts_them():
     want = sk.average_precision_score(labels[known, 0], scores[known, 0], sample_weight=weights[3, known])
     assert found.each[3, 0] == pytest.approx(want, abs=1e-9)
     assert found.value[3] == pytest.approx(np.nanmean(found.each[3]), abs=1e-12)
+
+
+def test_a_figure_without_an_order_of_its_own_and_one_with_options_are_read_alike():
+    scores, labels, weights = _task()
+    half = partial(metrics.sensitivity_at_specificity, specificity=0.5)
+    plain = lambda s, p, w: metrics.sensitivity_at_specificity(s, p, w, 0.5)  # noqa: E731
+    one, two = (metrics.macro(figure, scores, labels, weights) for figure in (half, plain))
+    assert np.array_equal(one.each, two.each, equal_nan=True)
+    assert not np.array_equal(
+        one.value, metrics.macro(metrics.sensitivity_at_specificity, scores, labels, weights).value
+    )
 
 
 def test_figures_at_thresholds_equal_scikit_learn():

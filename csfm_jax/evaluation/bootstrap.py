@@ -13,6 +13,7 @@ import numpy as np
 Figure = Callable[[np.ndarray], np.ndarray]
 
 _CELLS = 1_000_000  # weights held at once: 4 MB, and what figures derive from them, whatever the number of cases
+_FEWEST = 8  # replicates at once: figures pay for their order of cases only once a chunk
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def draws(patients: np.ndarray, replicates: int = 1000, seed: int = 0) -> Iterat
     _, member = np.unique(patients, return_inverse=True)
     number = int(member.max()) + 1
     rng = np.random.default_rng(seed)
-    chunk = max(1, _CELLS // max(len(member), 1))
+    chunk = max(_FEWEST, _CELLS // max(len(member), 1))
     for done in range(0, replicates, chunk):
         counts = rng.multinomial(number, np.full(number, 1 / number), size=min(chunk, replicates - done))
         yield np.ascontiguousarray(counts.T, np.float32)[member].T

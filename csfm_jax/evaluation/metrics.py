@@ -8,6 +8,7 @@ float64.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import sparse
@@ -27,10 +28,7 @@ def auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None =
     Returns:
         [R] float64; NaN where a weighting holds no positive or no negative case.
     """
-    ranked = _rank(scores, positive, weights)
-    wins = np.einsum("gr,gr->r", ranked.up, ranked.below + ranked.tied / 2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(ranked.pairs > 0, wins / ranked.pairs, np.nan)
+    return _auroc(_Order(scores, positive).under(case_columns(weights, len(scores))))
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -41,12 +39,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndar
     Returns:
         [R] float64; NaN where a weighting holds no positive case, 1 where it holds no negative one.
     """
-    ranked = _rank(scores, positive, weights)
-    hits = np.cumsum(ranked.up[::-1], axis=0)[::-1]  # positive weight at or above each positive score
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision = hits / (hits + ranked.negatives - ranked.below)
-        total = np.where(ranked.up > 0, ranked.up * precision, 0).sum(0)
-        return np.where(ranked.positives > 0, total / ranked.positives, np.nan)
+    return _average_precision(_Order(scores, positive).under(case_columns(weights, len(scores))))
 
 
 def sensitivity_at_specificity(
@@ -57,13 +50,7 @@ def sensitivity_at_specificity(
     A property of the ranking, as the AUROC is: every weighting has its own threshold. What a device would do with a
     threshold chosen beforehand is `decisions.rates`. Arguments and result as in `auroc`; specificity in 0 to 1.
     """
-    ranked = _rank(scores, positive, weights)
-    hits = np.cumsum(ranked.up[::-1], axis=0)[::-1]
-    # between two positive scores the sensitivity stays and the specificity only falls: these thresholds are enough
-    allowed = ranked.below >= (specificity - 1e-12) * ranked.negatives
-    most = np.where(allowed, hits, 0).max(0, initial=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(ranked.pairs > 0, most / ranked.positives, np.nan)
+    return _sensitivity(_Order(scores, positive).under(case_columns(weights, len(scores))), specificity)
 
 
 @dataclass(frozen=True)
@@ -82,36 +69,60 @@ class _Ranked:
     positives: np.ndarray
     negatives: np.ndarray
 
-    @property
-    def pairs(self) -> np.ndarray:
-        return self.positives * self.negatives
 
-
-def _rank(scores, positive, weights) -> _Ranked:
-    """Sorts once; each weighting is then a sparse product that adds every case to one sum.
+class _Order:
+    """A label's cases, sorted once; each weighting is then a sparse product that adds every case to one sum.
 
     Cases between two positive scores need no order among themselves, so a rare label costs little more than reading
-    the weights.
+    the weights. Cases that are not `known` (not labelled) are added to nothing.
     """
-    scores, positive = np.asarray(scores, np.float64), np.asarray(positive, bool)
-    columns = case_columns(weights, len(scores))
-    if not len(scores):
-        none, zero = np.zeros((0, columns.shape[1])), np.zeros(columns.shape[1])
-        return _Ranked(none, none, none, zero, zero)
-    levels, number = np.unique(scores[positive], return_inverse=True)
-    g = len(levels)
-    at = np.searchsorted(levels, scores)  # rows 0 ... g: the gap below a level; then ties with it; then positives
-    tied = np.r_[levels, np.nan][at] == scores
-    row = np.where(tied, g + 1 + at, at)
-    row[positive] = 2 * g + 1 + number
-    adding = sparse.csr_array(
-        (np.ones(len(row), columns.dtype), (row, np.arange(len(row)))), shape=(3 * g + 1, len(row))
-    )
-    sums = (adding @ columns).astype(np.float64)
-    gaps, ties, up = sums[: g + 1], sums[g + 1 : 2 * g + 1], sums[2 * g + 1 :]
-    below = np.cumsum(gaps, axis=0)
-    below[1:] += np.cumsum(ties, axis=0)
-    return _Ranked(up, ties, below[:-1], up.sum(0), below[-1])
+
+    def __init__(self, scores, positive, known=None):
+        scores, positive = np.asarray(scores, np.float64), np.asarray(positive, bool)
+        case = np.arange(len(scores)) if known is None else np.flatnonzero(known)
+        scores, up = scores[case], positive[case]
+        levels, number = np.unique(scores[up], return_inverse=True)
+        g = self.levels = len(levels)
+        at = np.searchsorted(levels, scores)  # rows 0 ... g: the gap below a level; then ties with it; then positives
+        row = np.where(np.r_[levels, np.nan][at] == scores, g + 1 + at, at)
+        row[up] = 2 * g + 1 + number
+        cells = (np.ones(len(row), np.float32), (row, case))
+        self._adding = sparse.csr_array(cells, shape=(3 * g + 1, len(positive)))
+
+    def under(self, columns: np.ndarray) -> _Ranked:
+        """Reads the order under weights [n, R]."""
+        g, sums = self.levels, (self._adding @ columns).astype(np.float64)
+        gaps, ties, up = sums[: g + 1], sums[g + 1 : 2 * g + 1], sums[2 * g + 1 :]
+        below = np.cumsum(gaps, axis=0)
+        below[1:] += np.cumsum(ties, axis=0)
+        return _Ranked(up, ties, below[:-1], up.sum(0), below[-1])
+
+
+def _auroc(ranked: _Ranked) -> np.ndarray:
+    wins = np.einsum("gr,gr->r", ranked.up, ranked.below + ranked.tied / 2)
+    pairs = ranked.positives * ranked.negatives
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(pairs > 0, wins / pairs, np.nan)
+
+
+def _average_precision(ranked: _Ranked) -> np.ndarray:
+    hits = np.cumsum(ranked.up[::-1], axis=0)[::-1]  # positive weight at or above each positive score
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = hits / (hits + ranked.negatives - ranked.below)
+        total = np.where(ranked.up > 0, ranked.up * precision, 0).sum(0)
+        return np.where(ranked.positives > 0, total / ranked.positives, np.nan)
+
+
+def _sensitivity(ranked: _Ranked, specificity: float = 0.95) -> np.ndarray:
+    hits = np.cumsum(ranked.up[::-1], axis=0)[::-1]
+    # between two positive scores the sensitivity stays and the specificity only falls: these thresholds are enough
+    allowed = ranked.below >= (specificity - 1e-12) * ranked.negatives
+    most = np.where(allowed, hits, 0).max(0, initial=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(ranked.positives * ranked.negatives > 0, most / ranked.positives, np.nan)
+
+
+_OF_RANKED = {auroc: _auroc, average_precision: _average_precision, sensitivity_at_specificity: _sensitivity}
 
 
 def case_columns(weights: np.ndarray | None, cases: int) -> np.ndarray:
@@ -137,29 +148,51 @@ class Macro:
     each: np.ndarray
 
 
-def macro(figure: LabelFigure, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Macro:
-    """Reads a figure on each label's labelled cases; labels with one class only are left out of the mean, and counted.
+class MacroFigure:
+    """A figure of every label's labelled cases and its mean, ready to be read under many weightings.
+
+    Labels with one class only are left out of the mean, and counted. The figures of a ranking are sorted here, once,
+    however many chunks of weightings follow.
 
     Args:
-        figure: `auroc`, `average_precision`, or any function of (scores, positive, weights).
-        scores: [n, K]. labels: [n, K] of 0, 1, or NaN = not labelled. weights: as in `auroc`.
+        figure: `auroc`, `average_precision`, or any function of (scores, positive, weights); keywords by `partial`.
+        scores: [n, K]. labels: [n, K] of 0, 1, or NaN = not labelled.
     """
-    columns, known = case_columns(weights, len(labels)), ~np.isnan(labels)
-    each = []
-    for k in range(labels.shape[1]):
-        rows, here = known[:, k], columns
-        if not rows.all():
-            here = columns[rows]
-        positive = labels[rows, k] > 0.5
-        hits, total = here.T @ positive, here.sum(0)
-        values = figure(scores[rows, k], positive, here.T)
-        each.append(np.where((hits > 0) & (hits < total), values, np.nan))
-    table = np.stack(each, axis=1)
-    return Macro(_mean_of_known(table), np.count_nonzero(~np.isnan(table), axis=1), table)
+
+    def __init__(self, figure: LabelFigure, scores: np.ndarray, labels: np.ndarray):
+        self._known, self._positive = ~np.isnan(labels), labels > 0.5
+        plain, options = (figure.func, figure.keywords) if isinstance(figure, partial) else (figure, {})
+        self._read = []
+        for k in range(labels.shape[1]):
+            known, positive = self._known[:, k], self._positive[:, k]
+            if form := _OF_RANKED.get(plain):
+                order = _Order(scores[:, k], positive, known)
+                self._read.append(lambda columns, order=order, form=form: form(order.under(columns), **options))
+            else:
+                cases = (scores[known, k], positive[known])
+                self._read.append(lambda columns, known=known, cases=cases: figure(*cases, columns[known].T))
+
+    def __call__(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """The mean alone, [R]: what `bootstrap.replicate` asks for."""
+        return self.under(weights).value
+
+    def under(self, weights: np.ndarray | None = None) -> Macro:
+        """The figure under weights [R, n], as in `auroc`."""
+        columns = case_columns(weights, len(self._known))
+        cells = self._known.astype(columns.dtype), (self._known & self._positive).astype(columns.dtype)
+        total, hits = (columns.T @ cell for cell in cells)  # [R, K]
+        each = np.stack([read(columns) for read in self._read], axis=1)
+        table = np.where((hits > 0) & (hits < total), each, np.nan)
+        return Macro(_mean_of_known(table), np.count_nonzero(~np.isnan(table), axis=1), table)
+
+
+def macro(figure: LabelFigure, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Macro:
+    """A figure over labels, read once; arguments as in `MacroFigure`."""
+    return MacroFigure(figure, scores, labels).under(weights)
 
 
 def macro_auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Mean AUROC over labels, [R] float64; arguments and what is left out as in `macro`."""
+    """Mean AUROC over labels, [R] float64; arguments and what is left out as in `MacroFigure`."""
     return macro(auroc, scores, labels, weights).value
 
 

@@ -191,7 +191,9 @@ def _figures(continuous, fitted, truth, patients, replicates, seed) -> dict:
             for name, figure in named.items()
         }
         return {"metric": "r2", **_named(both["r2"]), "mean_absolute_error": _named(both["mean_absolute_error"])}
-    macro = bootstrap.compare(*(_bound(metrics.macro_auroc, s, truth) for s in scores), patients, replicates, seed)
+    macro = bootstrap.compare(
+        *(metrics.MacroFigure(metrics.auroc, s, truth) for s in scores), patients, replicates, seed
+    )
     each = {"checkpoint": [], "random": []}
     for values, s in zip(each.values(), scores, strict=True):
         values += [float(metrics.macro_auroc(s[:, [k]], truth[:, [k]])[0]) for k in range(truth.shape[1])]

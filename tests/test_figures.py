@@ -78,6 +78,8 @@ def test_macro_leaves_out_labels_with_one_class_and_counts_them():
     want = sk.average_precision_score(labels[known, 0], scores[known, 0], sample_weight=weights[3, known])
     assert found.each[3, 0] == pytest.approx(want, abs=1e-9)
     assert found.value[3] == pytest.approx(np.nanmean(found.each[3]), abs=1e-12)
+    labels[:, 1] = 1  # nothing to confuse it with is no merit either
+    assert metrics.macro(metrics.average_precision, scores, labels, weights).labels.tolist() == [2] * 6
 
 
 def test_a_figure_without_an_order_of_its_own_and_one_with_options_are_read_alike():

@@ -235,6 +235,21 @@ def test_concordance_equals_the_sum_over_all_pairs(seed, n, levels):
     assert unknown == pytest.approx(want, abs=1e-9, nan_ok=True)
 
 
+def test_outcomes_without_a_comparable_pair_are_left_out_of_the_mean():
+    rng = np.random.default_rng(1)
+    risk, time = rng.normal(size=(30, 3)), rng.integers(1, 9, (30, 3)).astype(float)
+    event = (rng.random((30, 3)) < 0.5).astype(float)
+    event[:, 1] = 0  # nobody fell ill
+    event[:4, 0] = np.nan
+    found = survival.macro_concordance(risk, time, event)
+    want = [
+        _pairs(risk[4:, 0], time[4:, 0], event[4:, 0], np.ones(26)),
+        _pairs(*(a[:, 2] for a in (risk, time, event)), np.ones(30)),
+    ]
+    assert found.value[0] == pytest.approx(np.mean(want), abs=1e-9) and found.labels.tolist() == [2]
+    assert np.isnan(found.each[0, 1])
+
+
 def test_concordance_does_not_depend_on_its_chunks(monkeypatch):
     rng = np.random.default_rng(0)
     risk, time, event = rng.normal(size=60), rng.integers(0, 20, 60), rng.random(60) < 0.5

@@ -216,11 +216,11 @@ def _pulse(sensor: Sensor, lead: Sensor | None, beats: np.ndarray | None) -> dic
         found["ppg/amplitude_variation"] = float(height.std() / height.mean())
         found["ppg/rise_ms"] = float(np.median((peaks[1:] - feet)[good]) / sensor.rate * 1000)
     if lead is not None and beats is not None and len(beats) and good.any():
-        # from each foot back to the R peak before it, where there is one within half a second
+        # from each foot back to the R peak before it, where there is one within a second
         foot, r = feet[good] / sensor.rate, beats / lead.rate
         before = np.searchsorted(r, foot) - 1
         delay = np.where(before >= 0, foot - r[np.maximum(before, 0)], np.nan)
-        found["ppg/arrival_ms"] = float(np.nanmedian(np.where(delay < 0.5, delay, np.nan)) * 1000)
+        found["ppg/arrival_ms"] = float(np.nanmedian(np.where(delay < 1, delay, np.nan)) * 1000)
     return found
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from csfm_jax.evaluation.metrics import Macro, case_columns
+from csfm_jax.evaluation.metrics import Macro, case_columns, mean_over_labels
 from data_pipelines.errors import BadInput
 
 RULES = ("f1", "youden", "specificity")
@@ -79,10 +79,7 @@ class Rates:
 
     def macro(self, name: str) -> Macro:
         """The mean of "f1", "sensitivity", ... over the labels that have both classes in a weighting, counted."""
-        each = np.where(self.both, getattr(self, name), np.nan)
-        known = ~np.isnan(each)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return Macro(np.where(known, each, 0).sum(1) / known.sum(1), known.sum(1), each)
+        return mean_over_labels(np.where(self.both, getattr(self, name), np.nan))
 
 
 def rates(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, weights: np.ndarray | None = None) -> Rates:
@@ -179,10 +176,5 @@ def agreement(called: np.ndarray, truth: np.ndarray, classes: int, weights: np.n
         f1 = np.where(rows + columns > 0, 2 * diagonal / (rows + columns), np.nan)
         recall = np.where(rows > 0, diagonal / rows, np.nan)
         kappa = np.where(chance < 1, (accuracy - chance) / (1 - chance), np.nan)
-    return Agreement(accuracy, _nanmean(recall), kappa, _nanmean(f1), np.count_nonzero(rows, axis=1))
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(known, values, 0).sum(1) / known.sum(1)
+    means = [mean_over_labels(each).value for each in (recall, f1)]
+    return Agreement(accuracy, means[0], kappa, means[1], np.count_nonzero(rows, axis=1))

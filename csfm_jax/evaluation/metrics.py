@@ -182,8 +182,7 @@ class MacroFigure:
         cells = self._known.astype(columns.dtype), (self._known & self._positive).astype(columns.dtype)
         total, hits = (columns.T @ cell for cell in cells)  # [R, K]
         each = np.stack([read(columns) for read in self._read], axis=1)
-        table = np.where((hits > 0) & (hits < total), each, np.nan)
-        return Macro(_mean_of_known(table), np.count_nonzero(~np.isnan(table), axis=1), table)
+        return mean_over_labels(np.where((hits > 0) & (hits < total), each, np.nan))
 
 
 def macro(figure: LabelFigure, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Macro:
@@ -241,11 +240,11 @@ def z_error(predicted: np.ndarray, truth: np.ndarray, scale: np.ndarray, weights
         rows = ~np.isnan(truth[:, k])
         error = mean_absolute_error(predicted[rows, k], truth[rows, k], columns[rows].T)
         each.append(error / scale[k] if scale[k] > 0 else np.full(columns.shape[1], np.nan))
-    table = np.stack(each, axis=1)
-    return Macro(_mean_of_known(table), np.count_nonzero(~np.isnan(table), axis=1), table)
+    return mean_over_labels(np.stack(each, axis=1))
 
 
-def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(values)
+def mean_over_labels(each: np.ndarray) -> Macro:
+    """`Macro` of figures [R, K]; those that are NaN are left out, and counted."""
+    known = ~np.isnan(each)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(known, values, 0).sum(1) / known.sum(1)
+        return Macro(np.where(known, each, 0).sum(1) / known.sum(1), known.sum(1), each)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from csfm_jax.evaluation.metrics import case_columns
+from csfm_jax.evaluation.metrics import Macro, case_columns, mean_over_labels
 
 _CELLS = 8_000_000  # pairs held at once
 
@@ -15,7 +15,8 @@ def concordance(risk: np.ndarray, time: np.ndarray, event: np.ndarray, weights: 
 
     Args:
         risk: [n] float, higher means earlier. time: [n], to the event or to the end of observation, any one unit.
-        event: [n] bool, False = censored; a case with a NaN time is left out. weights: [R, n] as in `metrics.auroc`.
+        event: [n] of 0 (censored) and 1. A case whose time or event is NaN is left out. weights: [R, n] as in
+            `metrics.auroc`.
 
     Returns:
         [R] float64; NaN where a weighting holds no comparable pair. Time O(events * n * R) in matrix products.
@@ -23,8 +24,9 @@ def concordance(risk: np.ndarray, time: np.ndarray, event: np.ndarray, weights: 
     Source: Harrell et al. 1996, Stat Med 15:361.
     """
     columns = case_columns(weights, len(time))
-    risk, time, event = np.asarray(risk, np.float64), np.asarray(time, np.float64), np.asarray(event, bool)
-    known = ~np.isnan(time)
+    risk, time, event = (np.asarray(values, np.float64) for values in (risk, time, event))
+    known = ~(np.isnan(time) | np.isnan(event))
+    event = event > 0.5
     first = np.flatnonzero(event & known)
     won, pairs = np.zeros(columns.shape[1]), np.zeros(columns.shape[1])
     step = max(1, _CELLS // max(len(time), 1))
@@ -38,3 +40,15 @@ def concordance(risk: np.ndarray, time: np.ndarray, event: np.ndarray, weights: 
         pairs += np.einsum("er,er->r", own, later.astype(columns.dtype) @ columns)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(pairs > 0, won / pairs, np.nan)
+
+
+def macro_concordance(
+    risk: np.ndarray, time: np.ndarray, event: np.ndarray, weights: np.ndarray | None = None
+) -> Macro:
+    """Harrell's C of each of K outcomes and its mean; outcomes without a comparable pair are left out, and counted.
+
+    Args:
+        risk, time, event: [n, K] each. weights: as in `concordance`.
+    """
+    each = [concordance(risk[:, k], time[:, k], event[:, k], weights) for k in range(risk.shape[1])]
+    return mean_over_labels(np.stack(each, axis=1))

@@ -35,8 +35,14 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay. No weight decay on vectors, embeddings and CLS."""
+    """Linear warm-up and cosine decay. No weight decay on vectors, embeddings and CLS.
 
+    Attributes:
+        name: "adamw", or "muon" for the kernels of the blocks (AdamW for all else); rates and decay mean the same.
+        beta1, beta2: AdamW's; Muon's momentum is 0.95.
+    """
+
+    name: str = "adamw"
     learning_rate: float = 3e-4
     final_fraction: float = 0.05
     warmup_steps: int = 2000

@@ -1,7 +1,11 @@
-"""AdamW with linear warm-up, cosine decay, a clip on the global norm, and no decay where it would do harm."""
+"""AdamW or Muon with linear warm-up, cosine decay, a clip on the global norm, and no decay where it would do harm."""
+
+import difflib
+import math
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from csfm_jax.config import OptimizerConfig
 from data_pipelines.errors import BadInput
@@ -47,17 +51,83 @@ def decay_mask(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW as an optax chain: clip, moments, decay (masked), rate.
+# The blocks' kernels, stacked on a leading axis of layers, by the name of their module: which axes are a matrix's inputs
+# and outputs. Every other axis is one of matrices, each orthogonalised by itself: layers, and q, k and v.
+MATRICES = {
+    "qkv": MuonDimensionNumbers(reduction_axis=1, output_axis=(3, 4)),  # [layers, width, 3, heads, head_dim]
+    "out": MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3),  # [layers, heads, head_dim, width]
+    "up": MuonDimensionNumbers(reduction_axis=1, output_axis=2),  # [layers, width, mlp]
+    "down": MuonDimensionNumbers(reduction_axis=1, output_axis=2),  # [layers, mlp, width]
+}
+MOMENTUM = 0.95  # Muon's, with Nesterov's step (Jordan 2024, kellerjordan.github.io/posts/muon)
+UPDATE_RMS = 0.2  # AdamW's updates have about this size; so one rate and one decay serve both (Liu et al. 2025, 2.2)
+
+
+def matrices(params: dict) -> dict:
+    """Which parameters Muon updates: the kernels of the transformers' blocks.
+
+    Tables, vectors and CLS are AdamW's, and so are the maps from samples and into samples and words: the input and
+    output layers, for which orthogonal updates do worse (Jordan 2024).
 
     Args:
-        config: rates and betas.
-        steps: length of the run, for the cosine.
+        params: nested dict of parameters, or of their shapes.
+
+    Returns:
+        The same tree of `MuonDimensionNumbers`, None where AdamW is meant.
     """
+
+    def axes(path, leaf):
+        names = [key.key for key in path]
+        stacked = "blocks" in names and names[-1] == "kernel"
+        return MATRICES.get(names[-2]) if stacked else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer as an optax chain: clip, direction, decay (masked), rate.
+
+    Args:
+        config: name, rates and betas.
+        steps: length of the run, for the cosine.
+
+    Raises:
+        BadInput: an optimizer of another name.
+    """
+    directions = {"adamw": _adam, "muon": _muon}
+    if config.name not in directions:
+        near = difflib.get_close_matches(config.name, directions, n=1)
+        remedy = f"did you mean {near[0]}?" if near else "choose one of them"
+        raise BadInput("config.optimizer.name", repr(config.name), "one of " + ", ".join(directions), remedy)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.beta1, b2=config.beta2),
+        directions[config.name](config),
         # decoupled: after the moments and before the rate, so that decay follows the schedule (Loshchilov & Hutter)
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )
+
+
+def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=config.beta1, b2=config.beta2)
+
+
+def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
+    # Put together here, because optax.contrib.muon gives its AdamW Nesterov's step, and one decay to all it updates.
+    def labels(params):
+        return jax.tree.map(lambda of: "adamw" if of is None else "muon", matrices(params), is_leaf=_is_axes)
+
+    orthogonal = optax.contrib.scale_by_muon(beta=MOMENTUM, weight_dimension_numbers=matrices)
+    same_size = optax.stateless(lambda updates, _: jax.tree.map(_of_usual_size, updates, matrices(updates)))
+    return optax.partition({"muon": optax.chain(orthogonal, same_size), "adamw": _adam(config)}, labels)
+
+
+def _is_axes(node) -> bool:
+    return node is None or isinstance(node, MuonDimensionNumbers)
+
+
+def _of_usual_size(update: jax.Array, of: MuonDimensionNumbers) -> jax.Array:
+    inputs, outputs = (
+        math.prod(update.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,))) for axes in of
+    )
+    return update * (UPDATE_RMS * math.sqrt(max(inputs, outputs)))

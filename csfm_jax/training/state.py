@@ -90,8 +90,18 @@ def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mes
         shapes = jax.eval_shape(build)
     # moments lie where their parameters lie; everything else (counters) is whole on every device
     of_optimizer = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, s: s, shapes.optimizer, placed, transform_non_params=lambda _: whole
+        optimizer,
+        lambda moment, s: moment if _is_none_here(moment) else s,
+        shapes.optimizer,
+        placed,
+        transform_non_params=lambda _: whole,
+        is_leaf=_is_none_here,
     )
     shardings = TrainState(placed, of_optimizer, whole, whole, whole, whole)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return Blueprint(graphdef, abstract, build)
+
+
+def _is_none_here(moment) -> bool:
+    # where optax.partition hands a parameter to another of its optimizers
+    return isinstance(moment, optax.MaskedNode)

@@ -51,8 +51,8 @@ def decay_mask(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-# The blocks' kernels, stacked on a leading axis of layers, by the name of their module: which axes are a matrix's inputs
-# and outputs. Every other axis is one of matrices, each orthogonalised by itself: layers, and q, k and v.
+# The blocks' kernels, stacked on a leading axis of layers, by the name of their module: which axes are a matrix's
+# inputs and outputs. Every other axis is one of matrices, each orthogonalised by itself: layers, and q, k and v.
 MATRICES = {
     "qkv": MuonDimensionNumbers(reduction_axis=1, output_axis=(3, 4)),  # [layers, width, 3, heads, head_dim]
     "out": MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3),  # [layers, heads, head_dim, width]

@@ -62,6 +62,8 @@ class TrainingConfig:
         keep_checkpoints: how many of the latest steps stay on disk.
         bad_steps: so many skipped steps in a row stop the run: not finite, or spikes.
         spike: a step whose gradient norm is so many times the running mean of the norms is skipped; 0 skips none.
+        ema: decay of a running average of the parameters, kept beside them: what validation measures and what
+            checkpoints are loaded for, in every other command; training itself goes on from the last ones. 0: none.
         accumulate: parts in which a batch is computed, one after the other: memory for data.rows / accumulate rows.
         hang_seconds: a step that takes longer has the stacks of its process printed; 0 never.
         profile_step, profile_steps: from which step on, and for how many, JAX's profiler runs; 0 never.
@@ -76,6 +78,7 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     bad_steps: int = 10
     spike: float = 0.0
+    ema: float = 0.0
     accumulate: int = 1
     hang_seconds: float = 900.0
     profile_step: int = 0

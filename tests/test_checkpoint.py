@@ -38,10 +38,22 @@ def test_a_step_comes_back_whole_and_old_steps_go(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "10.manifest.json", "15", "15.manifest.json"]
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.read_run() == {**RUN, "step": 15}
-    params, optimizer = checkpoints.restore(15, abstract(arrays(1)), abstract({"moments": arrays(1)}))
+    found = checkpoints.restore(15, abstract(arrays(1)), abstract({"moments": arrays(1)}))
     checkpoints.close()
-    jax.tree.map(np.testing.assert_array_equal, params, arrays(15))
-    jax.tree.map(np.testing.assert_array_equal, optimizer, {"moments": arrays(-15)})
+    jax.tree.map(np.testing.assert_array_equal, found["params"], arrays(15))
+    jax.tree.map(np.testing.assert_array_equal, found["optimizer"], {"moments": arrays(-15)})
+    assert found["average"] is None
+
+
+def test_where_parameters_are_averaged_the_average_is_what_is_loaded(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, arrays(1), {"moments": arrays(-1)}, RUN, arrays(0.5))
+    checkpoints.wait()
+    found = checkpoints.restore(1, *map(abstract, (arrays(1), {"moments": arrays(1)}, arrays(1))))
+    checkpoints.close()
+    np.testing.assert_array_equal(found["params"]["cls"], np.ones(8))  # what training goes on from
+    np.testing.assert_array_equal(found["average"]["cls"], 0.5 * np.ones(8))
+    np.testing.assert_array_equal(restore_params(tmp_path)[1]["cls"], 0.5 * np.ones(8))
 
 
 def test_what_is_saved_is_the_state_at_that_moment_although_its_buffers_are_donated(tmp_path):

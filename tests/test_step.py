@@ -237,9 +237,14 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(run):
     assert any((moved[name] != value).any() for name, value in before.items())
 
 
-def test_a_spike_is_skipped_and_the_usual_norm_stands():
-    run = Run(training=VALUES["training"] | {"spike": 5.0})
-    good = fake_batch(0)
+@pytest.fixture(scope="module")
+def watched(compiled):
+    """Spikes are skipped, parameters averaged: one program for both tests."""
+    return Run(training=VALUES["training"] | {"spike": 5.0, "ema": 0.25})
+
+
+def test_a_spike_is_skipped_and_the_usual_norm_stands(watched):
+    run, good = watched.begin(), fake_batch(0)
     usual = run.step(good).usual_norm
     loud = good._replace(patches=good.patches * np.float32(30))
     before = leaves(run.state.params)
@@ -249,6 +254,27 @@ def test_a_spike_is_skipped_and_the_usual_norm_stands():
     for name, value in leaves(run.state.params).items():
         np.testing.assert_array_equal(before[name], value, err_msg=name)
     assert run.step(good).made
+
+
+def test_the_average_follows_the_parameters_and_skipped_steps_leave_it(watched):
+    run, good = watched.begin(), fake_batch(0)
+    poisoned = good._replace(patches=np.where(good.target[..., None], np.nan, good.patches).astype(np.float32))
+    expected, updates = leaves(run.state.params), 0
+    for batch, made in ((good, True), (poisoned, False), (good, True), (good, True), (good, True)):
+        run.step(batch)
+        if made:
+            decay = min(0.25, (1 + updates) / (10 + updates))  # 0.1, 0.18, 0.25, 0.25
+            expected = {n: decay * expected[n] + (1 - decay) * v for n, v in leaves(run.state.params).items()}
+            updates += 1
+        for name, value in leaves(run.state.average).items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-7, err_msg=name)
+    assert run.state.weights is run.state.average and run.state.average["encoder"] is not run.state.params["encoder"]
+    placed = run.plan.shardings
+    assert placed.average == placed.params
+
+
+def test_without_an_average_the_state_holds_none(run):
+    assert run.state.average is None and run.state.weights is run.state.params
 
 
 def test_dropout_depends_on_seed_and_step_alone(run):

@@ -160,6 +160,26 @@ def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(bench, finish
     assert learned(tmp_path / "run") == learned(finished[0])
 
 
+def test_muon_and_the_average_of_parameters_go_on_bit_for_bit(bench, tmp_path):
+    more = ("--config.optimizer.name=muon", "--config.training.ema=0.9", "--config.training.steps=12")
+    workdir = tmp_path / "run"
+    code, _, err = bench.run(workdir, *more, "--config.training.eval_every=12")
+    assert (code, err) == (0, "")
+
+    def kept():
+        folder = workdir / "checkpoints" / "12"
+        return {p.relative_to(folder).parts[0] for p in folder.iterdir()}, checkpoint.restore_params(workdir)[1]
+
+    (items, average), said, held_out = kept(), learned(workdir), lines(workdir, "validation")
+    assert {"params", "optimizer", "average", "run"} <= items
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    (workdir / "checkpoints" / "12.manifest.json").unlink()
+    code, out, err = bench.run(workdir, *more, "--config.training.eval_every=12")
+    assert (code, err) == (0, "") and "steps: 6 done of 12" in out
+    jax.tree.map(np.testing.assert_array_equal, kept()[1], average)
+    assert learned(workdir) == said and lines(workdir, "validation") == held_out
+
+
 def test_lines_that_average_over_an_interval_survive_a_stop_within_it(bench, finished, tmp_path):
     # log every 7 steps, saved every 6: the sums of a started interval travel in the checkpoint
     code, _, _ = bench.run(tmp_path / "run", "--config.training.log_every=7")
@@ -235,6 +255,8 @@ def test_initial_weights_of_another_model_are_refused_by_field(bench, finished, 
 def test_what_cannot_be_trained_is_refused_before_anything_is_compiled(bench, tmp_path, capsys):
     assert "config.training.save_every" in refused(bench, tmp_path, capsys, "--config.training.save_every=0")
     assert "config.optimizer.warmup_steps" in refused(bench, tmp_path, capsys, "--config.optimizer.warmup_steps=40")
+    assert "config.optimizer.name" in refused(bench, tmp_path, capsys, "--config.optimizer.name=mion")
+    assert "config.training.ema" in refused(bench, tmp_path, capsys, "--config.training.ema=1.0")
     assert "config.mesh" in refused(bench, tmp_path, capsys, "--config.mesh.fsdp=3")
     missing = "--config.data.stores=" + str(tmp_path / "absent")
     assert "absent" in refused(bench, tmp_path, capsys, missing)

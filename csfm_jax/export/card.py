@@ -96,6 +96,8 @@ def _run(config, run):
     if step is not None:
         lines.append(f"{int(step):,} of {config.training.steps:,} optimizer steps of {config.data.rows} packed rows, "
                      f"{config.data.row_tokens:,} tokens each.")  # fmt: skip
+    if config.training.ema:
+        lines.append(f"The weights are their running average (decay {config.training.ema:g}).")
     mask = config.data.mask
     lines.append(f"Hidden: {1 - mask.keep_signal:.0%} of signal tokens, {1 - mask.keep_text:.0%} of text tokens.")
     if subjects := (run.get("subjects") or {}).get("count"):

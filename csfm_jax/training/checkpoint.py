@@ -1,6 +1,7 @@
 """Checkpoints: saved in the background by Orbax, sealed by a manifest, and never restored unverified.
 
     WORKDIR/checkpoints/<step>/{params,optimizer,run}/     one item each, so that fine-tuning reads `params` alone
+    WORKDIR/checkpoints/<step>/average/                    with `training.ema`: what is loaded in place of `params`
     WORKDIR/checkpoints/<step>.manifest.json               size and SHA-256 of every file, written after the commit
 
 Orbax makes a step appear whole or not at all, but notices no flipped bit in it. The manifest does; a step without
@@ -71,15 +72,18 @@ class Checkpoints:
         """The latest finished step, or None."""
         return max(finished_steps(self.folder), default=None)
 
-    def save(self, step: int, params: dict, optimizer: Any, run: dict) -> None:
+    def save(self, step: int, params: dict, optimizer: Any, run: dict, average: dict | None = None) -> None:
         """Starts saving a step; returns when the arrays are copied to the host and may be donated.
+
+        Args:
+            average: of the parameters, kept as an item of its own; None where the run makes none.
 
         Raises:
             OSError: the previous save failed (ENOSPC: the disk is full; the step before it is intact).
         """
         self.wait()  # one save at a time; its failure must not go unnoticed
         with _disk_full_named(self.folder):
-            items = dict(params=params, optimizer=optimizer, run=run)
+            items = dict(params=params, optimizer=optimizer, run=run) | _present(average=average)
             committed = self._orbax.save_checkpointables_async(step, items)
         self._sealing = self._sealer.submit(self._seal, step, committed)
 
@@ -100,14 +104,17 @@ class Checkpoints:
         step = self.latest()
         return {} if step is None else self._orbax.load_checkpointables(step, dict(run=None))["run"]
 
-    def restore(self, step: int, params: dict, optimizer: Any) -> tuple[dict, Any]:
+    def restore(self, step: int, params: dict, optimizer: Any, average: dict | None = None) -> dict:
         """Reads the arrays of the latest step.
 
         Args:
-            params, optimizer: abstract trees (ShapeDtypeStruct with sharding) of what to read.
+            params, optimizer, average: abstract trees (ShapeDtypeStruct with sharding) of what to read; None: nothing.
+
+        Returns:
+            The three by name.
         """
-        items = self._orbax.load_checkpointables(step, dict(params=params, optimizer=optimizer))
-        return items["params"], items["optimizer"]
+        wanted = dict(params=params, optimizer=optimizer) | _present(average=average)
+        return {"average": None} | self._orbax.load_checkpointables(step, wanted)
 
     def close(self) -> None:
         """Waits for the save under way and ends the background threads. Raises as `save` does."""
@@ -182,7 +189,10 @@ def verify_step(step_folder: Path, *, shard: int = 0, shards: int = 1, content: 
 
 
 def restore_params(path: str | Path, verify: bool = True) -> tuple[config_lib.Config, dict, dict]:
-    """Reads the parameters of a checkpoint as NumPy arrays; needs no mesh and none of the run's devices.
+    """Reads what a run has learned as NumPy arrays; needs no mesh and none of the run's devices.
+
+    That is the running average of the parameters where the checkpoint has one (`training.ema`), and else the
+    parameters themselves: the one place where this is decided for everything that loads a checkpoint.
 
     Args:
         path: a work directory (its latest finished step), its `checkpoints` folder, or one step's folder.
@@ -197,10 +207,11 @@ def restore_params(path: str | Path, verify: bool = True) -> tuple[config_lib.Co
     folder = find_step(path)
     verify_step(folder, content=verify)
     with _context():
-        described = ocp.checkpointables_metadata(folder).metadata["params"]
-        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), described)
-        items = ocp.load_checkpointables(folder, dict(params=wanted, run=None))
-    return config_lib.from_dict(items["run"]["config"]), _integer_keys(items["params"]), items["run"]
+        described = ocp.checkpointables_metadata(folder).metadata
+        item = "average" if "average" in described else "params"
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), described[item])
+        items = ocp.load_checkpointables(folder, {item: wanted, "run": None})
+    return config_lib.from_dict(items["run"]["config"]), _integer_keys(items[item]), items["run"]
 
 
 def find_step(path: str | Path) -> Path:
@@ -225,6 +236,10 @@ def _context() -> ocp.Context:
     context = ocp.Context()
     context.checkpointables.registry = registry
     return context
+
+
+def _present(**items) -> dict:
+    return {name: item for name, item in items.items() if item is not None}
 
 
 def _numbers(folder: Path, *, manifests: bool) -> set[int]:

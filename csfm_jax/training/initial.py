@@ -64,13 +64,16 @@ def read(path: str, config: Config, stores: list[Store], tokenizer: str | None) 
 
 def put(state: TrainState, params: dict) -> TrainState:
     """The state with the encoder's parameters replaced, placed as they were."""
-    encoder = jax.tree.map(
+
+    def placed(old, new):
         # the step donates what it is given: a view of the weights' own memory must not be
-        lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding, may_alias=False),
-        state.params["encoder"],
-        params,
-    )
-    return state._replace(params=state.params | {"encoder": encoder})
+        return jax.device_put(np.asarray(new, old.dtype), old.sharding, may_alias=False)
+
+    def replaced(whole):
+        return whole | {"encoder": jax.tree.map(placed, whole["encoder"], params)}
+
+    average = None if state.average is None else replaced(state.average)
+    return state._replace(params=replaced(state.params), average=average)
 
 
 def check_resumed(path: str | None, saved: dict, where: str) -> None:

@@ -106,7 +106,7 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
             if number % config.training.eval_every == 0:
                 run.settle()
                 with goodput.spent("evaluate"):
-                    log.write("validation", number, validation.measure(state.params))
+                    log.write("validation", number, validation.measure(state.weights))
             if last or number % config.training.save_every == 0:
                 # Lines up to a checkpoint's step are on disk before it is: a restart drops only later ones.
                 run.settle()
@@ -211,7 +211,7 @@ class Run:
             "data": self._loader.state(),
             "interval": interval_values(self.interval),
         }
-        self._checkpoints.save(number, state.params, state.optimizer, {**self._about, **position})
+        self._checkpoints.save(number, state.params, state.optimizer, {**self._about, **position}, state.average)
 
 
 class Validation:
@@ -254,6 +254,8 @@ def _checked_mesh(config: Config) -> jax.sharding.Mesh:
             raise BadInput(
                 f"config.training.{name}", str(value), "1 or more", "correct it; to do without, exceed steps"
             )
+    if not 0.0 <= config.training.ema < 1.0:
+        raise BadInput("config.training.ema", str(config.training.ema), "a number in [0, 1)", "0.9999 is usual, 0 none")
     model_config.check(config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check(config, mesh)
@@ -262,9 +264,9 @@ def _checked_mesh(config: Config) -> jax.sharding.Mesh:
 
 def _restored(checkpoints: Checkpoints, plan: Blueprint, saved: dict) -> TrainState:
     # Straight into the mesh at hand, which need not be the one that saved; nothing is initialised first.
-    params, moments = checkpoints.restore(saved["step"], plan.abstract.params, plan.abstract.optimizer)
-    scalars = (saved[name] for name in ("step", "bad", "skipped", "usual_norm"))
-    return plan.resumed(params, moments, *scalars)
+    abstract = plan.abstract
+    arrays = checkpoints.restore(saved["step"], abstract.params, abstract.optimizer, abstract.average)
+    return plan.resumed(**arrays, **{name: saved[name] for name in ("step", "bad", "skipped", "usual_norm")})
 
 
 def _loader(config: Config, stores, plans_dir: Path, state: dict | None, share: sharding.Share) -> Loader:

@@ -1,4 +1,4 @@
-"""What a training step carries over to the next: parameters, optimizer state and three counters."""
+"""What a training step carries over to the next: parameters, optimizer state, counters, and a running average."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ class TrainState(NamedTuple):
         step: int32, steps taken, skipped ones included.
         bad: int32, skipped steps in a row up to now. skipped: int32, skipped steps in all: not finite, or a spike.
         usual_norm: float32, running mean of the gradient's norm over the steps that were made; 0 before the first.
+        average: running average of the parameters, of their shardings; None without `training.ema`.
     """
 
     params: dict
@@ -31,6 +32,12 @@ class TrainState(NamedTuple):
     bad: jax.Array
     skipped: jax.Array
     usual_norm: jax.Array
+    average: dict | None = None
+
+    @property
+    def weights(self) -> dict:
+        """What the run has learned, for validation: the average where there is one, else the parameters."""
+        return self.params if self.average is None else self.average
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,12 @@ class Blueprint:
         with sharding.use(self.abstract.step.sharding.mesh):
             return jax.jit(self.build, out_shardings=self.shardings)()
 
-    def resumed(self, params: dict, optimizer: Any, step: int, bad: int, skipped: int, usual_norm: float) -> TrainState:
+    def resumed(
+        self, params: dict, optimizer: Any, average: dict | None, step: int, bad: int, skipped: int, usual_norm: float
+    ) -> TrainState:
         """The state as it was saved; the arrays already have their shardings."""
         scalars = np.int32(step), np.int32(bad), np.int32(skipped), np.float32(usual_norm)
-        return TrainState(params, optimizer, *map(jax.device_put, scalars, self.shardings[2:]))
+        return TrainState(params, optimizer, *map(jax.device_put, scalars, self.shardings[2:6]), average)
 
 
 def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> Blueprint:
@@ -84,7 +93,9 @@ def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mes
     def build() -> TrainState:
         pure = nnx.to_pure_dict(nnx.state(objective()))
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(pure, optimizer.init(pure), zero, zero, zero, jnp.zeros((), jnp.float32))
+        # copies: the step donates its state, and no buffer can be given away twice
+        average = jax.tree.map(jnp.copy, pure) if config.training.ema else None
+        return TrainState(pure, optimizer.init(pure), zero, zero, zero, jnp.zeros((), jnp.float32), average)
 
     with sharding.use(mesh):
         shapes = jax.eval_shape(build)
@@ -97,7 +108,8 @@ def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mes
         transform_non_params=lambda _: whole,
         is_leaf=_is_none_here,
     )
-    shardings = TrainState(placed, of_optimizer, whole, whole, whole, whole)
+    averaged = placed if config.training.ema else None
+    shardings = TrainState(placed, of_optimizer, whole, whole, whole, whole, averaged)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return Blueprint(graphdef, abstract, build)
 

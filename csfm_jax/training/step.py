@@ -65,6 +65,7 @@ def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, ra
         params, moments = jax.tree.map(
             lambda new, old: jnp.where(made, new, old), updated, (state.params, state.optimizer)
         )
+        average = _averaged(state, params, made, config.training.ema)
         bad = jnp.where(made, 0, state.bad + 1)
         skipped = state.skipped + ~made
         usual = jnp.where(made, jnp.where(usual == 0, norm, 0.99 * usual + 0.01 * norm), usual)
@@ -72,11 +73,22 @@ def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, ra
             loss, norm, rate(state.step - state.skipped), made, bad, skipped, usual, output.sums, output.counts,
             *_sizes(batch),
         )  # fmt: skip
-        return TrainState(params, moments, state.step + 1, bad, skipped, usual), metrics
+        return TrainState(params, moments, state.step + 1, bad, skipped, usual, average), metrics
 
     # Pinned, so that a parameter cannot drift to another placement (and the step be compiled again) after an update.
     whole = NamedSharding(plan.abstract.step.sharding.mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, whole))
+
+
+def _averaged(state: TrainState, params: dict, made: jax.Array, decay: float) -> dict | None:
+    """The running average after a step that was `made`: decay x average + (1 - decay) x parameters."""
+    if state.average is None:
+        return None
+    # Shorter at first, or the random initialisation would weigh in for tens of thousands of steps (as in TensorFlow's
+    # ExponentialMovingAverage with num_updates).
+    updates = state.step - state.skipped
+    share = jnp.where(made, 1 - jnp.minimum(decay, (1 + updates) / (10 + updates)), 0)
+    return jax.tree.map(lambda old, new: old + share * (new - old), state.average, params)
 
 
 def _gradients(plan: Blueprint, params: dict, batch: TokenBatch, key: jax.Array, parts: int):

@@ -12,6 +12,7 @@ from csfm_jax.config import Config
 from csfm_jax.embedding import Embedding, Window, given_channels, window_of
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.models.vocabulary import Vocabulary
+from csfm_jax.spread import OverDevices
 from data_pipelines import preprocess
 from data_pipelines.batch import TokenBatch
 from data_pipelines.errors import BadInput
@@ -47,7 +48,10 @@ class LoadedEncoder:
         graphdef, self._state = nnx.split(encoder)
         # jit keeps one program for each shape of batch that it has met
         self._apply = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
-        self._pooled = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch).pooled)
+        # a recording is one device's work; the batches of many are all devices'
+        self._pooled = OverDevices(
+            lambda state, batch: nnx.merge(graphdef, state)(batch).pooled, self._state, config.tokens
+        )
 
     @property
     def width(self) -> int:
@@ -186,15 +190,16 @@ class LoadedEncoder:
         """Shape of batches that hold windows of up to `longest` tokens, all of them visible.
 
         Attention over a row that is seen whole costs its length squared, so rows are as short as the longest window
-        allows (a multiple of 128, as kernels like it), and as many as make the batch as large as in training.
+        allows (a multiple of 128, as kernels like it), and as many as make the batch as large as in training, and as
+        the devices divide.
         """
         data = self.config.data
         tokens = -(-longest // 128) * 128
         rows = max(1, data.rows * data.row_visible // tokens) if data.row_visible else data.rows
-        return {"rows": rows, "row_tokens": tokens, "row_windows": data.row_windows}
+        return {"rows": self._pooled.rows(rows), "row_tokens": tokens, "row_windows": data.row_windows}
 
     def embed_batches(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Runs packed batches through the network, one compiled program for each shape.
+        """Runs packed batches through the network, rows over all devices, one compiled program for each shape.
 
         Args:
             batches: with every token visible (`loader.evaluation_batches(..., hide=False)`).
@@ -204,7 +209,8 @@ class LoadedEncoder:
         """
         waiting = None  # the next batch is read and sent while the device works on this one
         for batch in batches:
-            running = (batch.window, self._pooled(self._state, batch))
+            run, pooled = self._pooled(batch)
+            running = (run.window, pooled)
             if waiting is not None:
                 yield _present(*waiting)
             waiting = running

@@ -1,0 +1,133 @@
+"""Validation and frozen embeddings on eight devices give what one gives, and count every window once.
+
+Run as a script with a folder of stores, it prints both (as JSON) on the devices there are.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from small_checkpoints import toy_config, toy_params
+
+from csfm_jax import encoding, sharding
+from csfm_jax.config import Config, MeshConfig
+from csfm_jax.evaluation import features
+from csfm_jax.models.encoder import Encoder
+from csfm_jax.training.loop import Validation
+from csfm_jax.training.optimizer import make_optimizer
+from csfm_jax.training.state import blueprint
+from data_pipelines import windows
+from data_pipelines.config import WindowConfig
+from data_pipelines.loader import pack_windows
+from data_pipelines.preprocess import get_spec
+from data_pipelines.signals import CHANNEL_ID
+from data_pipelines.store import open_stores
+
+ROWS = 8
+
+
+def config_of(devices: int) -> Config:
+    """Rows that hold a window or two, so that eight of them are more than the last batch needs."""
+    config = toy_config(dropout=0.0)
+    config = dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, text_length=0))
+    short = WindowConfig(seconds=2.0)
+    data = dataclasses.replace(config.data, window=short, rows=ROWS, row_tokens=64, row_visible=64, row_windows=2)
+    mesh = MeshConfig() if devices == 1 else MeshConfig(data=2, fsdp=4)
+    training = dataclasses.replace(config.training, eval_batches=1000, steps=3000)
+    return dataclasses.replace(config, data=data, mesh=mesh, training=training)
+
+
+def measured(stores: list, config: Config) -> dict:
+    """Validation's figures, all batches of it, with parameters split over the mesh."""
+    mesh = sharding.make_mesh(config.mesh)
+    plan = blueprint(config, make_optimizer(config.optimizer, config.training.steps), mesh)
+    params = jax.tree.map(jax.device_put, toy_params(config), plan.shardings.params)
+    with tempfile.TemporaryDirectory() as plans, sharding.use(mesh):
+        return Validation(config, plan, stores, Path(plans), mesh).measure(params)
+
+
+def embedded(stores: list, config: Config) -> dict:
+    params = toy_params(config)["encoder"]
+    network = encoding.with_params(lambda: Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(0)), params, "toy")
+    encoder = encoding.LoadedEncoder(config, network, get_spec("csfm-jax"))
+    found = list(features.embed_stores(encoder, stores, "train"))
+    seen = [[int(s), int(r), float(t)] for some in found for s, r, t in zip(some.store, some.recording, some.start)]
+    vectors = np.concatenate([some.pooled for some in found])
+    order = sorted(range(len(seen)), key=seen.__getitem__)
+    return {
+        "windows": [seen[i] for i in order],
+        "vectors": vectors[order].tolist(),
+        "batches": [len(some.store) for some in found],
+        "rows": encoder.batch_shape(24)["rows"],
+        "odd": odd_rows(encoder),
+    }
+
+
+def odd_rows(encoder: encoding.LoadedEncoder) -> list:
+    """Embeddings of a batch whose three rows no devices divide: five windows."""
+    rng = np.random.default_rng(0)
+    given = [[(CHANNEL_ID["II"], rng.normal(size=500).astype(np.float32))] for _ in range(5)]
+    batches = pack_windows(given, encoder.config.tokens, rows=3, row_tokens=64, row_windows=2)
+    ((ids, vectors),) = encoder.embed_batches(batches)
+    return [vectors[np.argsort(ids)].tolist(), sorted(ids.tolist())]
+
+
+def main(folder: str) -> None:
+    config, stores = config_of(jax.device_count()), open_stores(folder, "size")
+    found = {"devices": jax.device_count(), "validation": measured(stores, config), **embedded(stores, config)}
+    print(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def one_and_eight(tiny_stores) -> list[dict]:
+    found = []
+    for devices in (1, 8):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        }
+        done = subprocess.run(
+            [sys.executable, __file__, str(tiny_stores)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert [run["devices"] for run in found] == [1, 8]
+    return found
+
+
+def test_validation_measures_the_same_on_any_mesh(one_and_eight):
+    one, eight = (run["validation"] for run in one_and_eight)
+    assert one.keys() == eight.keys() and len(one) > 30
+    for name, value in one.items():
+        assert eight[name] == pytest.approx(value, rel=1e-5), name
+    assert one["validation/random/tokens/ecg"] > 0  # per batch: exact in both, see above
+
+
+def test_embeddings_are_the_same_and_every_window_is_embedded_once(one_and_eight, tiny_stores):
+    one, eight = one_and_eight
+    config = config_of(1)
+    table = windows.epoch_windows(
+        open_stores(str(tiny_stores), "size"), config.tokens, dataclasses.replace(config.data, weights={}), "train", 0
+    )
+    for run in one_and_eight:
+        assert len({tuple(window) for window in run["windows"]}) == len(run["windows"]) == len(table)
+        assert len(run["batches"]) > 1 and run["batches"][-1] < max(run["batches"])  # the last batch is not full
+    assert eight["rows"] % 8 == 0
+    assert one["windows"] == eight["windows"]
+    np.testing.assert_allclose(eight["vectors"], one["vectors"], rtol=1e-4, atol=1e-5)
+    assert one["odd"][1] == eight["odd"][1] == list(range(5))  # empty rows that fill a batch up are no windows
+    np.testing.assert_allclose(eight["odd"][0], one["odd"][0], rtol=1e-4, atol=1e-5)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

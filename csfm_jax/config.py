@@ -9,13 +9,14 @@ import json
 import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import ml_collections
+from typing import TYPE_CHECKING, Any
 
 from csfm_jax.models.config import DecoderConfig, EncoderConfig
 from data_pipelines.config import DataConfig, TokenConfig
 from data_pipelines.errors import BadInput
+
+if TYPE_CHECKING:  # config files need it; models and steps that are built from a `Config` do not
+    import ml_collections
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,10 @@ class Config:
 _OPEN = {"tokens.patch", "data.weights", "data.mask.weights", "objective.weights"}
 
 
-def default() -> ml_collections.ConfigDict:
+def default() -> "ml_collections.ConfigDict":
     """All defaults as a ConfigDict; a config file starts from it and sets what differs."""
+    import ml_collections
+
     config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
     for path in _OPEN:
         node = config

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csfm_jax import config as configs
-from csfm_jax import templating
+from csfm_jax import platform_flags, templating
 from csfm_jax.accelerators import Slice
 from data_pipelines.errors import BadInput
 
@@ -121,9 +121,9 @@ def render(job: Job) -> dict[str, str]:
     job = _checked(job)
     config = configs.load(job.config, list(_overrides(job)))
     machines = _machines(job)
-    _check_fits(config, machines)
+    sizes = _check_fits(config, machines)
     own = _own_config(job)
-    values = _values(job, machines, own)
+    values = _values(job, machines, own) | _flags(job, machines, sizes)
     files = {path.name: templating.fill(path, values) for path in _templates(job)}
     if own and TARGETS[job.target].remote:
         files[own.name] = own.read_text(encoding="utf-8")
@@ -230,7 +230,8 @@ def _tpu_machines(job: Job) -> Machines:
     return Machines(slices * hosts, tpu.chips * tpu.of.devices // hosts, slices)
 
 
-def _check_fits(config: configs.Config, machines: Machines) -> None:
+def _check_fits(config: configs.Config, machines: Machines) -> dict[str, int]:
+    """The mesh's sizes, by axis."""
     from jax.sharding import AbstractMesh
 
     from csfm_jax import sharding
@@ -241,6 +242,18 @@ def _check_fits(config: configs.Config, machines: Machines) -> None:
     if (devices // sizes["tensor"]) % machines.hosts:
         expected = f"a divisor of the {machines.devices} devices of a host, since every host reads rows of its own"
         raise BadInput("config.mesh.tensor", str(sizes["tensor"]), expected, "change it")
+    return sizes
+
+
+def _flags(job: Job, machines: Machines, mesh: dict[str, int]) -> dict[str, str | None]:
+    platform = "tpu" if job.topology else "gpu" if job.gpus else "cpu"
+    found = platform_flags.environment(platform, split=mesh["fsdp"] > 1, slices=machines.slices)
+    names = {
+        "libtpu_flags": "LIBTPU_INIT_ARGS",
+        "xla_flags": "XLA_FLAGS",
+        "gpu_memory": "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    }
+    return {name: found.get(variable) for name, variable in names.items()}
 
 
 def _overrides(job: Job) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ set -uo pipefail
 
 # A run without its accelerator ends with an error; left to itself, JAX would go on with the CPU.
 export JAX_PLATFORMS='cuda,cpu'
+export XLA_FLAGS='--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_enable_pipelined_all_reduce=true --xla_gpu_enable_while_loop_double_buffering=true'" ${XLA_FLAGS:-}" # csfm_jax/platform_flags.py has the reasons; your own come last, and count
+export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}
 # JAX learns from SLURM's variables who takes part; here this script says it.
 export SLURM_JOB_ID=$$ SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2
 device_ids=(

@@ -3,6 +3,7 @@
 csfm plan --config=csfm_base --topology=v5e:16x16 --slices=1 --config.data.rows=4096 [--stores=STORES]
 
 Needs the TPU compiler (pip install 'csfm_jax[tpu]') and no TPU. --sweep compares meshes and what is recomputed.
+--fill-cache=FOLDER keeps what is compiled, so that a run starts without compiling: docs/scaling.md.
 """
 
 import dataclasses
@@ -16,17 +17,33 @@ from data_pipelines.errors import BadInput
 
 def arguments(parser):
     parser.add_argument("--config", required=True, help="a config file or the name of a shipped one")
-    parser.add_argument("--topology", required=True, help="generation and shape of a slice, e.g. v5e:16x16, v5p:4x4x4")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        help="generation and shape of a slice, e.g. v5e:16x16, v5p:4x4x4; "
+        "with --fill-cache, `here` is this machine's devices",
+    )
     parser.add_argument("--slices", type=int, default=1, help="slices, joined by the data-centre network")
     parser.add_argument(
         "--stores", default="", help="stores whose windows an epoch consists of: prints steps and hours"
     )
     parser.add_argument("--largest", action="store_true", help="search for the largest batch that fits: compiles again")
+    parser.add_argument(
+        "--fill-cache",
+        metavar="FOLDER",
+        help="only compile what the run starts with, into this folder: WORKDIR/compilation_cache, or a shared one",
+    )
     parser.add_argument("--sweep", action="store_true", help="compare meshes and encoder.remat, and recommend one")
 
 
 def run(args) -> None:
     config = configs.load(args.config, args.overrides)
+    if args.fill_cache:
+        from csfm_jax.planning.cache import fill
+
+        written = fill(config, args.topology, args.slices, args.fill_cache)
+        print(f"{args.fill_cache}: " + ", ".join(f"{name} ({size / 2**20:.1f} MB)" for name, size in written.items()))
+        return
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the compiler is used, not a device

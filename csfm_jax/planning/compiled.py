@@ -12,7 +12,7 @@ from csfm_jax.models import config as model_config
 from csfm_jax.planning import program
 from csfm_jax.planning.topology import Topology
 from csfm_jax.training.optimizer import learning_rate, make_optimizer
-from csfm_jax.training.state import blueprint
+from csfm_jax.training.state import Blueprint, blueprint
 from csfm_jax.training.step import make_train_step
 from data_pipelines import windows
 from data_pipelines.rows import empty_batch
@@ -66,15 +66,9 @@ def compile_step(config: Config, topology: Topology, effort: float = 0.0) -> Ste
         BadInput: the mesh or the sizes do not fit the chips; no compiler is installed.
     """
     config = for_tpu(config)
-    model_config.check(config)
-    mesh = sharding.make_mesh(config.mesh, topology.devices())
-    sharding.check(config, mesh)
-    optimizer = make_optimizer(config.optimizer, config.training.steps)
-    plan = blueprint(config, optimizer, mesh)
-    rate = learning_rate(config.optimizer, config.training.steps)
-    step = make_train_step(plan, optimizer, rate, config)
+    plan, mesh = planned(config, topology.devices())
     with sharding.use(mesh):
-        lowered = step.trace(plan.abstract, abstract_batch(config, mesh)).lower()
+        lowered = lowered_step(config, plan, mesh)
         try:
             executable = lowered.compile({"exec_time_optimization_effort": effort} if effort else None)
         except jax.errors.JaxRuntimeError as error:
@@ -92,6 +86,25 @@ def compile_step(config: Config, topology: Topology, effort: float = 0.0) -> Ste
         program.read(executable.as_text(), slice_of),
         executable,
     )
+
+
+def planned(config: Config, devices: list[jax.Device]) -> tuple[Blueprint, jax.sharding.Mesh]:
+    """A run's state and mesh on these devices, checked as `csfm train` does.
+
+    Raises:
+        BadInput: the mesh or the sizes do not fit the devices.
+    """
+    model_config.check(config)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check(config, mesh)
+    return blueprint(config, make_optimizer(config.optimizer, config.training.steps), mesh), mesh
+
+
+def lowered_step(config: Config, plan: Blueprint, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """The training step's program before it is compiled; call it under the mesh."""
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    step = make_train_step(plan, optimizer, learning_rate(config.optimizer, config.training.steps), config)
+    return step.trace(plan.abstract, abstract_batch(config, mesh)).lower()
 
 
 def for_tpu(config: Config) -> Config:

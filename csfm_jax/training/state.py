@@ -66,7 +66,11 @@ class Blueprint:
     def initial(self) -> TrainState:
         """The state at step 0, born sharded: no device ever holds more than its part."""
         with sharding.use(self.abstract.step.sharding.mesh):
-            return jax.jit(self.build, out_shardings=self.shardings)()
+            return self.initialisation()()
+
+    def initialisation(self):
+        """The function that makes it, to be called, or lowered, under the mesh."""
+        return jax.jit(self.build, out_shardings=self.shardings)
 
     def resumed(
         self, params: dict, optimizer: Any, average: dict | None, step: int, bad: int, skipped: int, usual_norm: float

@@ -8,6 +8,7 @@ import pytest
 
 from csfm_jax import config as configuration
 from csfm_jax.config import Config, from_dict, load, shipped_configs
+from csfm_jax.training import record
 from data_pipelines.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,16 @@ def test_bad_overrides_are_named(override, names):
     with pytest.raises(BadInput, match=names) as error:
         load("csfm_nano", [override])
     assert "\n" not in str(error.value) and "\\n" not in str(error.value)
+
+
+def test_a_run_from_before_a_field_came_goes_on_with_its_default():
+    now = {"config": Config().to_dict(), "preprocessing": {}, "channels": [], "tokenizer": None, "subjects": {}}
+    earlier = {name: dict(part) for name, part in now["config"].items()}
+    del earlier["training"]["ema"], earlier["optimizer"]["name"]
+    record.check_resumable(now | {"config": earlier}, now, "run")
+    muon = dataclasses.replace(Config(), optimizer=dataclasses.replace(Config().optimizer, name="muon"))
+    with pytest.raises(BadInput, match=r"config.optimizer.name = muon \(was adamw\)"):
+        record.check_resumable(now | {"config": earlier}, now | {"config": muon.to_dict()}, "run")
 
 
 def test_overrides_may_add_keys_to_open_mappings():

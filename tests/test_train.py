@@ -17,6 +17,7 @@ import pytest
 
 from csfm_jax import cli, encoding
 from csfm_jax.training import checkpoint, initial, record
+from csfm_jax.training.state import TrainState
 
 STEPS = 40
 TINY = f"""
@@ -241,6 +242,16 @@ def test_a_run_begins_with_the_encoder_of_another(bench, finished, tmp_path, cap
     initial.check_resumed(str(finished[0]), run, str(workdir))  # the same command goes on
     message = refused(bench, workdir, capsys, f"--init={tmp_path}", *still)
     assert f"began from {finished[0]}" in message and "another --workdir" in message
+
+
+def test_initial_weights_begin_the_average_too():
+    whole = {"encoder": {"cls": jax.numpy.zeros(3)}, "decoder": {"mask": jax.numpy.ones(2)}}
+    state = TrainState(whole, (), *(jax.numpy.zeros(()),) * 4, jax.tree.map(jax.numpy.copy, whole))
+    begun = initial.put(state, {"cls": np.full(3, 2.0)})
+    for tree in (begun.params, begun.average):
+        assert (tree["encoder"]["cls"] == 2).all() and (tree["decoder"]["mask"] == 1).all()
+    buffers = [tree["encoder"]["cls"].unsafe_buffer_pointer() for tree in (begun.params, begun.average)]
+    assert len(set(buffers)) == 2  # the step donates both
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,355 @@
+"""Backbones on frame tokens: one interface, windows that do not see each other, absence, sizes, meshes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csfm_jax import sharding
+from csfm_jax.config import Config, MeshConfig, from_dict, load
+from csfm_jax.models import backbone_config
+from csfm_jax.models.backbones import build_encoder
+from csfm_jax.models.encoder import Encoder
+from csfm_jax.training.optimizer import decay_mask
+from data_pipelines import loader
+from data_pipelines.errors import BadInput
+from data_pipelines.signals import CHANNEL_ID
+
+SIZES = {
+    "s4": {"s4": {"width": 8, "depth": 2, "state": 4}},
+    "scan": {"s4": {"width": 8, "depth": 2, "state": 4, "form": "scan"}},
+    "net1d": {"net1d": {"stem": 8, "filters": [8, 16], "blocks": [1, 2], "kernel": 6, "group_width": 4}},
+    "norms": {"net1d": {"stem": 8, "filters": [16], "blocks": [2], "kernel": 5, "group_width": 8, "norm_groups": 2}},
+    "xresnet1d": {
+        "xresnet1d": {"stem": [4, 4, 8], "filters": [4, 8], "blocks": [1, 2], "expansion": 2, "norm_groups": 2}
+    },
+    "plain": {"xresnet1d": {"stem": [4, 4, 8], "filters": [8, 8], "blocks": [1, 1], "expansion": 1, "norm_groups": 4}},
+}
+NAMES = {"scan": "s4", "norms": "net1d", "plain": "xresnet1d"}
+PATCH, FRAMES = 10, 12
+
+
+def small(kind: str, modalities=("ecg",), **changes) -> Config:
+    """Windows of 12 frames of 10 samples at most."""
+    values = {
+        "tokens": {
+            "modalities": modalities, "channels": "csfm", "layout": "frame", "text_length": 0,
+            "patch": {"ecg": PATCH, "ppg": PATCH},
+        },
+        "data": {"window": {"seconds": PATCH * FRAMES / 250, "minimum_seconds": 0.1}},
+        "backbone": {"name": NAMES.get(kind, kind), **SIZES[kind], **changes},
+    }  # fmt: skip
+    return from_dict(values)
+
+
+_made = {}
+
+
+def encode(config: Config):
+    key = repr(config)
+    if key not in _made:
+        graphdef, state = nnx.split(build_encoder(config, rngs=nnx.Rngs(7)))
+        # what begins at zero (last norms) would hide what it multiplies
+        state = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape).astype(np.float32), state)
+        forward = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
+        _made[key] = lambda batch: jax.tree.map(np.asarray, forward(state, batch))
+    return _made[key]
+
+
+def window(rng, frames, names=("I", "II", "V5"), gaps=()):
+    """[(channel id, samples)] of some channels; `gaps` are (channel, frame) that are invalid."""
+    made = []
+    for number, name in enumerate(names):
+        x = rng.standard_normal(frames * PATCH).astype(np.float32)
+        for channel, frame in gaps:
+            if channel in (number, None):
+                x[frame * PATCH + 3] = np.nan
+        made.append((CHANNEL_ID[name], x))
+    return made
+
+
+def packed(config, windows, rows=2, tokens=40):
+    batches = loader.pack_windows(windows, config.tokens, rows=rows, row_tokens=tokens, row_windows=3)
+    return batches
+
+
+def embeddings(config, windows, **shape):
+    """{window: pooled} and {window: tokens in order} of all windows, packed together."""
+    pooled, tokens = {}, {}
+    for batch in packed(config, windows, **shape):
+        out = encode(config)(batch)
+        for row, slot in zip(*np.nonzero(batch.window >= 0)):
+            pooled[batch.window[row, slot]] = out.pooled[row, slot]
+            tokens[batch.window[row, slot]] = out.tokens[row][out.segment[row] == slot + 1]
+        assert not out.pooled[batch.window < 0].any() and not out.tokens[out.segment == 0].any()
+    return pooled, tokens
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_a_packed_window_gives_what_it_gives_alone(kind, seed):
+    rng, config = np.random.default_rng(seed), small(kind)
+    gaps = [(None, 3), (0, 5), (1, 0)]
+    windows = [window(rng, int(rng.integers(1, FRAMES + 1))) for _ in range(3)]
+    windows += [window(rng, FRAMES, gaps=gaps), window(rng, 8, ["V1"], gaps=[(None, 7)])]
+    pooled, tokens = embeddings(config, windows)
+    assert len(pooled) == 5
+    for number, one in enumerate(windows):
+        alone, alone_tokens = embeddings(config, [one])
+        assert np.abs(alone[0]).max() > 1e-3
+        np.testing.assert_allclose(pooled[number], alone[0], atol=2e-5)
+        np.testing.assert_allclose(tokens[number], alone_tokens[0], atol=2e-5)
+        np.testing.assert_allclose(tokens[number][0], pooled[number], atol=1e-6)  # CLS
+
+
+@pytest.mark.parametrize("kind", ["s4", "net1d", "norms", "xresnet1d", "plain"])
+def test_the_end_of_a_window_is_not_the_room_that_the_model_has(kind):
+    """The same window in models of windows of 12 and 24 frames: padding is seen by none of the layers."""
+    config, one = small(kind), window(np.random.default_rng(1), 7)
+    longer = dataclasses.replace(config.data.window, seconds=2 * config.data.window.seconds)
+    longer = dataclasses.replace(config, data=dataclasses.replace(config.data, window=longer))
+    np.testing.assert_allclose(embeddings(longer, [one])[0][0], embeddings(config, [one])[0][0], atol=2e-5)
+
+
+def test_scan_and_convolution_are_one_model():
+    rng = np.random.default_rng(2)
+    windows = [window(rng, FRAMES, gaps=[(None, 3), (None, 4), (0, 6)]), window(rng, 5), window(rng, 9)]
+    by_fft, by_scan = (embeddings(small(kind), windows) for kind in ("s4", "scan"))
+    for number in range(3):
+        np.testing.assert_allclose(by_scan[0][number], by_fft[0][number], atol=1e-4)
+        np.testing.assert_allclose(by_scan[1][number], by_fft[1][number], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["s4", "scan", "net1d", "xresnet1d"])
+def test_hidden_frames_are_absent(kind):
+    config, rng = small(kind), np.random.default_rng(3)
+    one = window(rng, 10)
+    (batch,) = packed(config, [one], rows=1)
+    seen = batch.visible.copy()
+    seen[0, :8] = [0, 1, 2, 5, 6, 7, 9, 10]
+    seen[0, 8:] = batch.channel.shape[1]
+    holes = [(c, x.copy()) for c, x in one]
+    poisoned = batch.patches.copy()
+    for hidden in (3, 4, 8):
+        poisoned[0, hidden] = np.nan
+    out = encode(config)(batch._replace(visible=seen, patches=poisoned))
+    for _, x in holes:
+        for frame in (2, 3, 7):
+            x[frame * PATCH : (frame + 1) * PATCH] = np.nan
+    # normalisation is of the whole window, so the frames that stay are taken from it
+    (with_holes,) = packed(config, [holes], rows=1)
+    kept = with_holes.patches.copy()
+    kept[0, :8] = batch.patches[0, seen[0, :8]]
+    want = encode(config)(with_holes._replace(patches=kept))
+    np.testing.assert_allclose(out.pooled, want.pooled, atol=2e-5)
+    assert np.isfinite(out.pooled).all() and np.abs(out.pooled - encode(config)(batch).pooled).max() > 1e-4
+
+
+def test_a_lead_of_zeros_is_not_an_absent_lead():
+    rng = np.random.default_rng(4)
+    one = window(rng, FRAMES, ["I", "II"])
+    flat = [*one, (CHANNEL_ID["V1"], np.zeros(FRAMES * PATCH, np.float32))]
+    for kind in ("s4", "net1d", "xresnet1d"):
+        pooled, _ = embeddings(small(kind), [one, flat])
+        assert np.abs(pooled[0] - pooled[1]).max() > 1e-4
+
+
+def test_two_sensors_are_joined_in_time():
+    config, rng = small("s4", ("ecg", "ppg")), np.random.default_rng(5)
+    both = window(rng, 9, ["I", "PPG"])
+    late = [both[0], (both[1][0], np.roll(both[1][1], PATCH))]
+    pooled, tokens = embeddings(config, [both, late, both[:1], both[1:]])
+    for a in range(4):
+        for b in range(a):
+            assert np.abs(pooled[a] - pooled[b]).max() > 1e-4
+    assert tokens[0].shape == (1 + 18, 8)
+    np.testing.assert_allclose(tokens[0][1:10], tokens[0][10:], atol=1e-6)  # the same instants
+    np.testing.assert_allclose(embeddings(config, [both])[0][0], pooled[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["s4", "net1d", "norms", "xresnet1d"])
+def test_a_window_that_is_too_long_is_nan_never_a_shorter_one(kind):
+    rng = np.random.default_rng(6)
+    pooled, _ = embeddings(small(kind), [window(rng, FRAMES + 1), window(rng, FRAMES)])
+    assert np.isnan(pooled[0]).all() and np.isfinite(pooled[1]).all()
+    assert np.isfinite(embeddings(small("scan"), [window(rng, FRAMES + 1)])[0][0]).all()  # rows have no such bound
+
+
+def test_other_frames_are_refused():
+    config = small("s4")
+    (batch,) = packed(small("s4", ("ecg", "ppg")), [window(np.random.default_rng(0), 3)], rows=1)
+    with pytest.raises(BadInput, match="batch.patches.*frames with their flags"):
+        build_encoder(config, rngs=nnx.Rngs(0))(batch._replace(patches=batch.patches[..., :-1]))
+
+
+def count(config) -> int:
+    return sum(x.size for x in jax.tree.leaves(abstract(config)))
+
+
+def abstract(config):
+    return nnx.state(nnx.eval_shape(lambda: build_encoder(config, rngs=nnx.Rngs(0))), nnx.Param)
+
+
+def twelve_leads(name: str) -> Config:
+    tokens = {"modalities": ["ecg"], "channels": "csfm", "layout": "frame", "text_length": 0}
+    return from_dict({"tokens": tokens, "backbone": {"name": name}})
+
+
+def test_parameter_counts_are_those_published():
+    """Without the 12 presence flags, which the originals lack."""
+    s4 = count(twelve_leads("s4")) - 12 * 512
+    assert round((s4 + 512 * 71 + 71) / 1e6, 1) == 2.2  # Al-Masud et al. 2026, with a head of 71 labels
+    # counted on PyTorch models of ECGFounder's and of helme/ecg_ptbxl_benchmarking's sizes, without norms and head
+    stages, inputs, expected = [(64, 2), (160, 2), (160, 2), (400, 3), (400, 3), (1024, 4), (1024, 4)], 64, 0
+    expected += 16 * 12 * 64 + 64
+    for size, blocks in stages:
+        for _ in range(blocks):
+            expected += (inputs + 1) * size + (16 * 16 + 1) * size + (size + 1) * size
+            expected += (size + 1) * (size // 2) + (size // 2 + 1) * size
+            inputs = size
+    assert count(twelve_leads("net1d")) - 12 * 16 * 64 == expected == 30_598_896
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_every_parameter_has_a_name_for_every_axis_and_state_spaces_do_not_decay(kind):
+    state = abstract(small(kind))
+    for variable in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        names = variable.get_metadata()["out_sharding"]
+        assert len(names) == len(variable.get_value().shape) and set(names) <= {None, *dict(sharding.RULES)}
+    decayed = jax.tree_util.tree_leaves_with_path(decay_mask(nnx.to_pure_dict(state)))
+    for path, decays in decayed:
+        assert decays == ("kernel" in str(path[-1])) and not (decays and "space" in str(path))
+
+
+def test_the_transformer_stays_what_it_was():
+    config = load("csfm_nano")
+    model_config.check(config)
+    assert type(nnx.eval_shape(lambda: build_encoder(config, rngs=nnx.Rngs(0)))) is Encoder
+    assert backbone_config.width(config) == 128
+    for kind, expected in (("s4", 8), ("net1d", 16), ("xresnet1d", 16)):
+        assert backbone_config.width(small(kind)) == expected
+
+
+BAD = [
+    ("backbone", dict(name="lstm"), "config.backbone.name"),
+    ("backbone", dict(name="s4", net1d={"kernel": 8}), "config.backbone.net1d.kernel.*does not read"),
+    ("encoder", dict(width=64), "config.encoder.width.*does not read"),
+    ("tokens", dict(layout="channel"), "config.tokens.layout.*frame"),
+    ("tokens", dict(text_length=8), "config.tokens.text_length"),
+    ("tokens", dict(modalities=("ecg", "resp")), "config.tokens.modalities.*one rate"),
+    ("objective", dict(name="reconstruction"), "config.backbone.name.*supervised"),
+    ("backbone", dict(name="s4", s4={"state": 7}), "s4.state.*even"),
+    ("backbone", dict(name="s4", s4={"dropout": 1.0}), "s4.dropout"),
+    ("backbone", dict(name="s4", s4={"shortest_step": 0.5}), "s4.shortest_step"),
+    ("backbone", dict(name="net1d", net1d={"filters": [64, 32], "blocks": [1, 1]}), "net1d.filters.*decreasing"),
+    ("backbone", dict(name="net1d", net1d={"filters": [64, 128]}), "net1d.filters and .blocks"),
+    ("backbone", dict(name="net1d", net1d={"group_width": 7}), "net1d.group_width"),
+    ("backbone", dict(name="xresnet1d", xresnet1d={"kernel": 4}), "xresnet1d.kernel.*odd"),
+    ("backbone", dict(name="xresnet1d", xresnet1d={"norm_groups": 0}), "norm_groups"),
+]
+
+
+@pytest.mark.parametrize("part, fields, message", BAD)
+def test_what_cannot_be_built_or_would_not_be_read_is_refused(part, fields, message):
+    values = {
+        "tokens": {"modalities": ["ecg"], "channels": "all", "layout": "frame", "text_length": 0},
+        "objective": {"name": "supervised"},
+        "backbone": {"name": "s4"},
+    }
+    backbone_config.check(from_dict(values))
+    changed = values | {part: {**values.get(part, {}), **fields}}
+    with pytest.raises(BadInput, match=message):
+        backbone_config.check(from_dict(changed))
+
+
+def test_the_transformer_refuses_frames_and_the_settings_of_others():
+    for changes in ({"tokens": {"layout": "frame"}}, {"backbone": {"s4": {"width": 64}}}):
+        with pytest.raises(BadInput, match="config.tokens.layout|config.backbone.s4.width"):
+            model_config.check(from_dict(changes))
+    with pytest.raises(BadInput, match="s4.form"):
+        backbone_config.check(
+            dataclasses.replace(
+                small("scan", ("ecg", "ppg")), objective=from_dict({"objective": {"name": "x"}}).objective
+            )
+        )
+
+
+def test_sizes_that_the_mesh_does_not_divide_are_refused():
+    class FakeMesh:
+        shape = {"replica": 1, "data": 1, "fsdp": 8, "tensor": 1}
+
+    good, bad = ({"data": {"rows": 8}, "backbone": {"name": "s4", "s4": {"width": w}}} for w in (16, 12))
+    sharding.check(from_dict(good), FakeMesh)
+    with pytest.raises(BadInput, match="config.backbone.s4.width: found 12; expected a multiple of 8"):
+        sharding.check(from_dict(bad), FakeMesh)
+
+
+@pytest.mark.parametrize("kind", ["s4", "net1d", "norms", "xresnet1d"])
+def test_gradients_reach_every_parameter(kind):
+    config, rng = small(kind), np.random.default_rng(8)
+    (batch,) = packed(config, [window(rng, FRAMES, gaps=[(0, 2)]), window(rng, 6)])
+    graphdef, state = nnx.split(build_encoder(config, rngs=nnx.Rngs(1)))
+    state = jax.tree.map(lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape).astype(np.float32), state)
+
+    @jax.jit
+    @jax.grad
+    def gradient(state):
+        out = nnx.merge(graphdef, state)(batch, key=jax.random.key(0))
+        return (out.pooled**3).sum() + (out.tokens**2).sum()
+
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient(state)):
+        assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
+
+
+def on_mesh(kind: str, mesh: dict | None) -> dict:
+    """Embeddings and gradients of one fixed model and batch, whole; with a mesh, what its FFTs hold on a device."""
+    config, rng = small(kind), np.random.default_rng(9)
+    windows = [window(rng, int(rng.integers(6, FRAMES + 1))) for _ in range(9)]
+    (batch,) = packed(config, windows, rows=4, tokens=40)
+    graphdef, state = nnx.split(build_encoder(config, rngs=nnx.Rngs(1)))
+
+    def loss(state, batch):
+        pooled = nnx.merge(graphdef, state)(batch).pooled
+        return (pooled**2).sum(), pooled
+
+    step = jax.jit(jax.grad(loss, has_aux=True))
+    if mesh is None:
+        found, ffts = step(state, batch), []
+    else:
+        with sharding.use(sharding.make_mesh(MeshConfig(**mesh))) as made:
+            places = nnx.get_named_sharding(state, made)
+            state, batch = jax.device_put(state, places), jax.device_put(batch, sharding.batch_sharding(made))
+            compiled = step.lower(state, batch).compile()
+            found = compiled(state, batch)
+            ffts = re.findall(r"= \w+\[([\d,]+)\]\S* fft\(", compiled.as_text())
+    gradient, pooled = jax.device_get(found)
+    return {
+        "pooled": pooled.tolist(),
+        "gradient": [leaf.ravel().tolist() for leaf in jax.tree.leaves(gradient)],
+        "ffts": [[int(n) for n in shape.split(",")] for shape in ffts],
+        "devices": jax.device_count(),
+    }
+
+
+def test_four_devices_give_what_one_gives():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    command = [sys.executable, __file__, json.dumps(["s4", {"data": 2, "fsdp": 2}])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    four, one = json.loads(done.stdout.splitlines()[-1]), on_mesh("s4", None)
+    assert (one["devices"], four["devices"]) == (1, 4)
+    np.testing.assert_allclose(four["pooled"], one["pooled"], atol=1e-5)
+    for got, want in zip(four["gradient"], one["gradient"]):
+        np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max()))
+    # 4 rows of 3 windows on 4 devices: the signals of 3 windows on each, and the kernels, which have no windows
+    assert four["ffts"] and all(len(shape) == 2 or shape[0] == 3 for shape in four["ffts"])
+
+
+if __name__ == "__main__":
+    print(json.dumps(on_mesh(*json.loads(sys.argv[1]))))

@@ -6,45 +6,19 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from frame_batches import FRAMES, PATCH, SIZES, initialised, packed, small, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csfm_jax import sharding
-from csfm_jax.config import Config, MeshConfig, from_dict, load
+from csfm_jax.config import Config, from_dict, load
 from csfm_jax.models import backbone_config
+from csfm_jax.models import config as model_config
 from csfm_jax.models.backbones import build_encoder
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.training.optimizer import decay_mask
-from data_pipelines import loader
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNEL_ID
-
-SIZES = {
-    "s4": {"s4": {"width": 8, "depth": 2, "state": 4}},
-    "scan": {"s4": {"width": 8, "depth": 2, "state": 4, "form": "scan"}},
-    "net1d": {"net1d": {"stem": 8, "filters": [8, 16], "blocks": [1, 2], "kernel": 6, "group_width": 4}},
-    "norms": {"net1d": {"stem": 8, "filters": [16], "blocks": [2], "kernel": 5, "group_width": 8, "norm_groups": 2}},
-    "xresnet1d": {
-        "xresnet1d": {"stem": [4, 4, 8], "filters": [4, 8], "blocks": [1, 2], "expansion": 2, "norm_groups": 2}
-    },
-    "plain": {"xresnet1d": {"stem": [4, 4, 8], "filters": [8, 8], "blocks": [1, 1], "expansion": 1, "norm_groups": 4}},
-}
-NAMES = {"scan": "s4", "norms": "net1d", "plain": "xresnet1d"}
-PATCH, FRAMES = 10, 12
-
-
-def small(kind: str, modalities=("ecg",), **changes) -> Config:
-    """Windows of 12 frames of 10 samples at most."""
-    values = {
-        "tokens": {
-            "modalities": modalities, "channels": "csfm", "layout": "frame", "text_length": 0,
-            "patch": {"ecg": PATCH, "ppg": PATCH},
-        },
-        "data": {"window": {"seconds": PATCH * FRAMES / 250, "minimum_seconds": 0.1}},
-        "backbone": {"name": NAMES.get(kind, kind), **SIZES[kind], **changes},
-    }  # fmt: skip
-    return from_dict(values)
-
 
 _made = {}
 
@@ -52,29 +26,10 @@ _made = {}
 def encode(config: Config):
     key = repr(config)
     if key not in _made:
-        graphdef, state = nnx.split(build_encoder(config, rngs=nnx.Rngs(7)))
-        # what begins at zero (last norms) would hide what it multiplies
-        state = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape).astype(np.float32), state)
+        graphdef, state = initialised(config)
         forward = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
         _made[key] = lambda batch: jax.tree.map(np.asarray, forward(state, batch))
     return _made[key]
-
-
-def window(rng, frames, names=("I", "II", "V5"), gaps=()):
-    """[(channel id, samples)] of some channels; `gaps` are (channel, frame) that are invalid."""
-    made = []
-    for number, name in enumerate(names):
-        x = rng.standard_normal(frames * PATCH).astype(np.float32)
-        for channel, frame in gaps:
-            if channel in (number, None):
-                x[frame * PATCH + 3] = np.nan
-        made.append((CHANNEL_ID[name], x))
-    return made
-
-
-def packed(config, windows, rows=2, tokens=40):
-    batches = loader.pack_windows(windows, config.tokens, rows=rows, row_tokens=tokens, row_windows=3)
-    return batches
 
 
 def embeddings(config, windows, **shape):
@@ -293,8 +248,7 @@ def test_sizes_that_the_mesh_does_not_divide_are_refused():
 def test_gradients_reach_every_parameter(kind):
     config, rng = small(kind), np.random.default_rng(8)
     (batch,) = packed(config, [window(rng, FRAMES, gaps=[(0, 2)]), window(rng, 6)])
-    graphdef, state = nnx.split(build_encoder(config, rngs=nnx.Rngs(1)))
-    state = jax.tree.map(lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape).astype(np.float32), state)
+    graphdef, state = initialised(config)
 
     @jax.jit
     @jax.grad
@@ -304,52 +258,3 @@ def test_gradients_reach_every_parameter(kind):
 
     for path, g in jax.tree_util.tree_leaves_with_path(gradient(state)):
         assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
-
-
-def on_mesh(kind: str, mesh: dict | None) -> dict:
-    """Embeddings and gradients of one fixed model and batch, whole; with a mesh, what its FFTs hold on a device."""
-    config, rng = small(kind), np.random.default_rng(9)
-    windows = [window(rng, int(rng.integers(6, FRAMES + 1))) for _ in range(9)]
-    (batch,) = packed(config, windows, rows=4, tokens=40)
-    graphdef, state = nnx.split(build_encoder(config, rngs=nnx.Rngs(1)))
-
-    def loss(state, batch):
-        pooled = nnx.merge(graphdef, state)(batch).pooled
-        return (pooled**2).sum(), pooled
-
-    step = jax.jit(jax.grad(loss, has_aux=True))
-    if mesh is None:
-        found, ffts = step(state, batch), []
-    else:
-        with sharding.use(sharding.make_mesh(MeshConfig(**mesh))) as made:
-            places = nnx.get_named_sharding(state, made)
-            state, batch = jax.device_put(state, places), jax.device_put(batch, sharding.batch_sharding(made))
-            compiled = step.lower(state, batch).compile()
-            found = compiled(state, batch)
-            ffts = re.findall(r"= \w+\[([\d,]+)\]\S* fft\(", compiled.as_text())
-    gradient, pooled = jax.device_get(found)
-    return {
-        "pooled": pooled.tolist(),
-        "gradient": [leaf.ravel().tolist() for leaf in jax.tree.leaves(gradient)],
-        "ffts": [[int(n) for n in shape.split(",")] for shape in ffts],
-        "devices": jax.device_count(),
-    }
-
-
-def test_four_devices_give_what_one_gives():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
-    command = [sys.executable, __file__, json.dumps(["s4", {"data": 2, "fsdp": 2}])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-2000:]
-    four, one = json.loads(done.stdout.splitlines()[-1]), on_mesh("s4", None)
-    assert (one["devices"], four["devices"]) == (1, 4)
-    np.testing.assert_allclose(four["pooled"], one["pooled"], atol=1e-5)
-    for got, want in zip(four["gradient"], one["gradient"]):
-        np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max()))
-    # 4 rows of 3 windows on 4 devices: the signals of 3 windows on each, and the kernels, which have no windows
-    assert four["ffts"] and all(len(shape) == 2 or shape[0] == 3 for shape in four["ffts"])
-
-
-if __name__ == "__main__":
-    print(json.dumps(on_mesh(*json.loads(sys.argv[1]))))

@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csfm_jax import sharding
-from csfm_jax.config import Config, from_dict, load
-from csfm_jax.models import backbone_config
+from csfm_jax.config import Config, find, from_dict, load
+from csfm_jax.models import backbone_config, flops
 from csfm_jax.models import config as model_config
 from csfm_jax.models.backbones import build_encoder
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.training.optimizer import decay_mask
+from data_pipelines import windows
 from data_pipelines.errors import BadInput
+from data_pipelines.rows import empty_batch
 from data_pipelines.signals import CHANNEL_ID
 
 _made = {}
@@ -150,16 +152,17 @@ def abstract(config):
     return nnx.state(nnx.eval_shape(lambda: build_encoder(config, rngs=nnx.Rngs(0))), nnx.Param)
 
 
-def twelve_leads(name: str) -> Config:
+def twelve_leads(name: str, **sizes) -> Config:
     tokens = {"modalities": ["ecg"], "channels": "csfm", "layout": "frame", "text_length": 0}
-    return from_dict({"tokens": tokens, "backbone": {"name": name}})
+    data = {"rows": 1, "row_tokens": 101, "row_windows": 1}
+    return from_dict({"tokens": tokens, "data": data, "backbone": {"name": name, name: sizes}})
 
 
 def test_parameter_counts_are_those_published():
     """Without the 12 presence flags, which the originals lack."""
     s4 = count(twelve_leads("s4")) - 12 * 512
     assert round((s4 + 512 * 71 + 71) / 1e6, 1) == 2.2  # Al-Masud et al. 2026, with a head of 71 labels
-    # counted on PyTorch models of ECGFounder's and of helme/ecg_ptbxl_benchmarking's sizes, without norms and head
+    # ECGFounder's, layer by layer, without the norms that it does not use
     stages, inputs, expected = [(64, 2), (160, 2), (160, 2), (400, 3), (400, 3), (1024, 4), (1024, 4)], 64, 0
     expected += 16 * 12 * 64 + 64
     for size, blocks in stages:
@@ -168,6 +171,35 @@ def test_parameter_counts_are_those_published():
             expected += (size + 1) * (size // 2) + (size // 2 + 1) * size
             inputs = size
     assert count(twelve_leads("net1d")) - 12 * 16 * 64 == expected == 30_598_896
+    # xresnet1d50: a stem, and bottlenecks of 64 filters whose first has another input, each layer with its norm
+    first = 64 * 64 + 5 * 64 * 64 + 64 * 256 + 64 * 256 + 2 * (64 + 64 + 256 + 256)
+    other = 256 * 64 + 5 * 64 * 64 + 64 * 256 + 2 * (64 + 64 + 256)
+    stem = 5 * (12 * 32 + 32 * 32 + 32 * 64) + 2 * (32 + 32 + 64)
+    assert count(twelve_leads("xresnet1d")) - 5 * 12 * 32 == stem + first + 15 * other
+
+
+@pytest.mark.parametrize(
+    "name, sizes",
+    [("s4", {"depth": 1}), ("s4", {"depth": 1, "form": "scan"}), ("net1d", {"blocks": [1] * 7}), ("xresnet1d", {})],
+)
+def test_flops_are_near_the_compilers(name, sizes):
+    """Which counts activations and what becomes of padding too; one layer of S4, so that a scan hides nothing."""
+    config = twelve_leads(name, **sizes)
+    batch = empty_batch(1, (101, 101, 1), config.tokens)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build_encoder(config, rngs=nnx.Rngs(0))))
+    lowered = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch)).lower(state, batch)
+    assert 0.95 < lowered.cost_analysis()["flops"] / flops.count(config).forward < 1.25
+    assert flops.count(config).train == 3 * flops.count(config).forward
+
+
+@pytest.mark.parametrize("name", ["benchmark_s4", "benchmark_net1d"])
+def test_shipped_baselines_can_be_built_and_their_headers_count_right(name):
+    config = load(name)
+    backbone_config.check(config)
+    parameters = count(config) + (backbone_config.width(config) + 1) * 71
+    assert f"{parameters:,}" in find(name).read_text()
+    row = windows.samples_in(config.data.window.seconds, 250) // config.tokens.patch["ecg"] + 1
+    assert config.data.row_tokens == row * config.data.row_windows
 
 
 @pytest.mark.parametrize("kind", SIZES)
@@ -198,6 +230,8 @@ BAD = [
     ("tokens", dict(text_length=8), "config.tokens.text_length"),
     ("tokens", dict(modalities=("ecg", "resp")), "config.tokens.modalities.*one rate"),
     ("objective", dict(name="reconstruction"), "config.backbone.name.*supervised"),
+    ("data", dict(row_windows=60), "config.data.row_windows.*set it to 25"),
+    ("data", dict(window={"seconds": 0.05, "minimum_seconds": 0.01}), "config.data.window.seconds.*frame"),
     ("backbone", dict(name="s4", s4={"state": 7}), "s4.state.*even"),
     ("backbone", dict(name="s4", s4={"dropout": 1.0}), "s4.dropout"),
     ("backbone", dict(name="s4", s4={"shortest_step": 0.5}), "s4.shortest_step"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import MODALITIES
+from data_pipelines.windows import samples_in
 
 if TYPE_CHECKING:
     from csfm_jax.config import Config
@@ -139,8 +140,11 @@ def check(config: "Config") -> None:
     if config.objective.name == "reconstruction":
         raise BadInput(f"{where}.name", name, "transformer, for masked reconstruction", "choose a supervised objective")
     _check_tokens(config)
+    packed = name == "s4" and config.backbone.s4.form == "scan"
+    if not packed:
+        _check_room(config)
     {"s4": _check_s4, "net1d": _check_net1d, "xresnet1d": _check_xresnet1d}[name](config.backbone)
-    if name == "s4" and config.backbone.s4.form == "scan" and len(config.tokens.modalities) > 1:
+    if packed and len(config.tokens.modalities) > 1:
         raise BadInput(
             f"{where}.s4.form",
             "scan, with several modalities",
@@ -174,6 +178,24 @@ def _check_tokens(config):
     if len(rates) > 1:
         found = ", ".join(f"{tokens.patch[m]} samples at {MODALITIES[m].rate} Hz" for m in tokens.modalities)
         raise BadInput("config.tokens.modalities", found, "one rate and patch, to be joined in time", "leave some out")
+
+
+def _check_room(config):
+    """Each of a row's S windows is computed at full length, whatever it holds: a generous S is paid in full."""
+    data, name = config.data, config.tokens.modalities[0]
+    longest = int(samples_in(data.window.seconds, MODALITIES[name].rate)) // config.tokens.patch[name]
+    if longest < 1:
+        found = f"{data.window.seconds:g} s, less than a frame"
+        raise BadInput("config.data.window.seconds", found, "one frame or more", "lengthen it, or shorten tokens.patch")
+    if data.row_windows > 1 and data.row_windows * longest > 2 * data.row_tokens:
+        found = f"{data.row_windows} windows of {longest} frames in rows of {data.row_tokens}"
+        fit = max(1, data.row_tokens // (longest + 1))
+        raise BadInput(
+            "config.data.row_windows",
+            found,
+            "about as many as fit: each is computed at full length",
+            f"set it to {fit}",
+        )
 
 
 def _check_s4(backbone):

@@ -14,9 +14,9 @@ SIZES = {
     "s4": {"s4": {"width": 8, "depth": 2, "state": 4}},
     "scan": {"s4": {"width": 8, "depth": 2, "state": 4, "form": "scan"}},
     "net1d": {"net1d": {"stem": 8, "filters": [8, 16], "blocks": [1, 2], "kernel": 6, "group_width": 4}},
-    "norms": {"net1d": {"stem": 8, "filters": [16], "blocks": [2], "kernel": 5, "group_width": 8, "norm_groups": 2}},
+    "norms": {"net1d": {"stem": 8, "filters": [16], "blocks": [1], "kernel": 5, "group_width": 8, "norm_groups": 2}},
     "xresnet1d": {
-        "xresnet1d": {"stem": [4, 4, 8], "filters": [4, 8], "blocks": [1, 2], "expansion": 2, "norm_groups": 2}
+        "xresnet1d": {"stem": [4, 4, 8], "filters": [4, 8], "blocks": [1, 1], "expansion": 2, "norm_groups": 2}
     },
     "plain": {"xresnet1d": {"stem": [4, 4, 8], "filters": [8, 8], "blocks": [1, 1], "expansion": 1, "norm_groups": 4}},
 }

@@ -6,7 +6,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 from model_batches import built
 
@@ -27,9 +26,8 @@ def steps_of(*windows):
     return np.concatenate([np.diff(w, prepend=w[0]) for w in windows])[None].astype(np.int32)
 
 
-@pytest.mark.parametrize("bidirectional", [True, False])
-def test_the_two_forms_agree_over_5000_samples(bidirectional):
-    one = space(bidirectional=bidirectional)
+def test_the_two_forms_agree_over_5000_samples():
+    one = space()
     u = np.random.default_rng(0).standard_normal((1, 5000, 6)).astype(np.float32)
     by_fft, by_scan = convolve(one, u), recur(one, u, steps_of(np.arange(5000)))
     assert 0.5 < float(jnp.std(by_scan)) < 50
@@ -60,32 +58,28 @@ def test_both_are_the_recursion_of_the_textbook():
 
 
 def test_causal_means_that_the_future_changes_nothing():
-    u = np.random.default_rng(2).standard_normal((1, 80, 6)).astype(np.float32)
+    u = np.random.default_rng(2).standard_normal((1, 60, 6)).astype(np.float32)
     changed = u.copy()
-    changed[:, 50:] += 1.0
+    changed[:, 40:] += 1.0
     for one, bidirectional in ((space(), True), (space(bidirectional=False), False)):
-        for run in (partial(convolve, one), partial(recur, one, steps_BL=steps_of(np.arange(80)))):
+        for run in (partial(convolve, one), partial(recur, one, steps_BL=steps_of(np.arange(60)))):
             moved = np.abs(run(changed) - run(u)).max(axis=(0, 2))
-            assert moved[50:].min() > 1e-3
-            assert (moved[:50].max() > 1e-3) == bidirectional
+            assert moved[40:].min() > 1e-3
+            assert (moved[:40].max() > 1e-3) == bidirectional
 
 
 def test_the_recurrence_starts_anew_with_each_window_and_gaps_take_their_time():
-    one, rng = space(bidirectional=True), np.random.default_rng(3)
-    u = rng.standard_normal((1, 90, 6)).astype(np.float32)
-    whole = np.arange(30)
-    gappy = np.delete(np.arange(40), np.s_[12:22])  # 30 samples with a gap of 10
-    packed = recur(one, u, steps_of(whole, gappy, whole))
-    for number, positions in enumerate((whole, gappy, whole)):
-        mine = u[:, 30 * number : 30 * (number + 1)]
-        spread = np.zeros((1, positions[-1] + 1, 6), np.float32)
-        spread[:, positions] = mine
-        np.testing.assert_allclose(
-            packed[:, 30 * number : 30 * (number + 1)], recur(one, mine, steps_of(positions)), atol=1e-5
-        )
-        np.testing.assert_allclose(
-            packed[:, 30 * number : 30 * (number + 1)], convolve(one, spread)[:, positions], atol=1e-4
-        )
+    """Windows of one row, against each of them alone on a time axis of its own, by convolution."""
+    one, rng = space(), np.random.default_rng(3)
+    u = rng.standard_normal((1, 60, 6)).astype(np.float32)
+    gappy = np.delete(np.arange(30), np.s_[9:19])  # 20 samples with a gap of 10
+    windows = (np.arange(20), gappy, np.arange(20))
+    packed = recur(one, u, steps_of(*windows))
+    for number, positions in enumerate(windows):
+        mine = slice(20 * number, 20 * (number + 1))
+        alone = np.zeros_like(u)
+        alone[:, positions] = u[:, mine]
+        np.testing.assert_allclose(packed[:, mine], convolve(one, alone)[:, positions], atol=1e-4)
 
 
 def test_dropout_is_of_whole_channels_of_a_window_and_the_same_in_both_forms():
@@ -103,10 +97,8 @@ def test_dropout_is_of_whole_channels_of_a_window_and_the_same_in_both_forms():
 
 
 def test_states_are_float32_where_activations_are_bfloat16():
-    graphdef, state = built(lambda: S4(SMALL, 4, jnp.bfloat16, rngs=nnx.Rngs(0)))
-    x = np.random.default_rng(6).standard_normal((1, 50, 4)).astype(np.float32)
-    there = np.ones((1, 50), bool)
-    low, _ = nnx.merge(graphdef, state)(x, there)
-    high, _ = nnx.merge(built(lambda: S4(SMALL, 4, jnp.float32, rngs=nnx.Rngs(0)))[0], state)(x, there)
-    assert low.dtype == jnp.bfloat16 and {leaf.dtype for leaf in jax.tree.leaves(state)} == {np.dtype("float32")}
-    np.testing.assert_allclose(low.astype(np.float32), high, atol=0.2)
+    net = nnx.eval_shape(lambda: S4(SMALL, 4, jnp.bfloat16, rngs=nnx.Rngs(0)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(net))} == {np.dtype("float32")}
+    run = jax.make_jaxpr(lambda net, x: net(x, jnp.ones(x.shape[:2], bool)))
+    traced = str(run(net, jax.ShapeDtypeStruct((1, 50, 4), jnp.float32)))
+    assert "bf16[1,50,6]" in traced and "c64[1,6,51] = fft" in traced

@@ -29,21 +29,27 @@ def on_mesh(kind: str, mesh: dict | None) -> dict:
 
     step = jax.jit(jax.grad(loss, has_aux=True))
     if mesh is None:
-        found, ffts = step(state, batch), []
+        found, text = step(state, batch), ""
     else:
         with sharding.use(sharding.make_mesh(MeshConfig(**mesh))) as made:
             places = nnx.get_named_sharding(state, made)
             state, batch = jax.device_put(state, places), jax.device_put(batch, sharding.batch_sharding(made))
             compiled = step.lower(state, batch).compile()
             found = compiled(state, batch)
-            ffts = re.findall(r"= \w+\[([\d,]+)\]\S* fft\(", compiled.as_text())
+            text = compiled.as_text()
     gradient, pooled = jax.device_get(found)
     return {
         "pooled": pooled.tolist(),
         "gradient": [leaf.ravel().tolist() for leaf in jax.tree.leaves(gradient)],
-        "ffts": [[int(n) for n in shape.split(",")] for shape in ffts],
+        "ffts": shapes_of("fft", text),
+        "gathers": shapes_of("all-gather", text) + shapes_of("all-gather-start", text),
         "devices": jax.device_count(),
     }
+
+
+def shapes_of(operation: str, text: str) -> list[list[int]]:
+    """Shapes of an operation's results in a compiled program, as one device sees them."""
+    return [[int(n) for n in m.split(",")] for m in re.findall(rf"= \w+\[([\d,]+)\]\S* {operation}\(", text)]
 
 
 def test_four_devices_give_what_one_gives():
@@ -58,6 +64,7 @@ def test_four_devices_give_what_one_gives():
     for got, want in zip(four["gradient"], one["gradient"]):
         np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max()))
     # 4 rows of 3 windows on 4 devices: the signals of 3 windows on each, and the kernels, which have no windows
+    assert four["gathers"] and not any(shape[0] in (4, 12) for shape in four["gathers"]), "rows are not gathered"
     assert four["ffts"] and all(len(shape) == 2 or shape[0] == 3 for shape in four["ffts"])
 
 

@@ -303,3 +303,18 @@ def test_gradients_reach_every_parameter(kind):
 
     for path, g in jax.tree_util.tree_leaves_with_path(gradient(state)):
         assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("kind", ["s4", "scan", "norms", "xresnet1d"])
+def test_bfloat16_is_of_activations_alone(kind):
+    config = small(kind, compute="bfloat16")
+    (batch,) = packed(config, [window(np.random.default_rng(0), 5)])
+    graphdef, state = nnx.split(shapes(config))
+
+    def loss(state):
+        out = nnx.merge(graphdef, state)(batch)
+        return out.pooled.sum(), out
+
+    gradient, out = jax.eval_shape(jax.grad(loss, has_aux=True), state)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state, gradient))} == {np.dtype("float32")}
+    assert (out.tokens.dtype, out.pooled.dtype) == (jax.numpy.bfloat16, np.float32)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from csfm_jax.models.backbone_config import BackboneConfig
 from csfm_jax.models.config import DecoderConfig, EncoderConfig
 from data_pipelines.config import DataConfig, TokenConfig
 from data_pipelines.errors import BadInput
@@ -101,6 +102,7 @@ class Config:
     tokens: TokenConfig = field(default_factory=TokenConfig)
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from csfm_jax.models.backbone_config import split_sizes
 from data_pipelines.errors import BadInput
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def check(config: "Config", mesh: Mesh) -> None:
             (f"config.{part}.heads", of.heads, ("tensor",)),
             (f"config.{part}.mlp", of.mlp, ("tensor",)),
         ]
+    sizes += [(f"config.backbone.{name}", size, ("fsdp",)) for name, size in split_sizes(config.backbone)]
     for field, size, axes in sizes:
         over = math.prod(mesh.shape[a] for a in axes)
         if size % over:

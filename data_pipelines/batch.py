@@ -18,7 +18,8 @@ class TokenBatch(NamedTuple):
 
     Attributes:
         patches: [B, T, P] float32, z-scored samples of each signal token; shorter patches zero-filled at the end.
-        channel: [B, T] int32, id in `signals.CHANNELS`; 0 = padding.
+            Of frame tokens, the samples of all channels and a presence flag for each: see `data_pipelines.frames`.
+        channel: [B, T] int32, id in `signals.CHANNELS`; 0 = padding. Of a frame, its modality's first channel.
         segment: [B, T] int32, window of the row, 1 ... S; 0 = padding. A window's tokens are contiguous, CLS first.
         time: [B, T] float32, seconds from the window's start to the patch's centre; 0 for CLS; token index for TEXT.
         text: [B, T] int32, token id where `channel` is TEXT, else 0.

@@ -12,6 +12,8 @@ class TokenConfig:
     Attributes:
         modalities: names of `signals.MODALITIES` that are read; a store's other channels are left out.
         channels: "all" of those modalities' channels, or "csfm": the 13 of the published model.
+        layout: what one signal token is: "channel", one channel's patch; or "frame", the patches of all channels of a
+            modality at one instant (`data_pipelines.frames`), for backbones that need all leads at once.
         patch: modality -> samples of one token.
         text_length: text tokens of a window at most; 0 = no text.
         text_vocabulary: rows of the text embedding; at least the tokenizer's size; 30,522 is BERT uncased's.
@@ -19,6 +21,7 @@ class TokenConfig:
 
     modalities: tuple[str, ...] = ("ecg", "ppg")
     channels: str = "all"
+    layout: str = "channel"
     patch: dict[str, int] = field(default_factory=lambda: {m.name: m.patch for m in MODALITIES.values()})
     text_length: int = 64
     text_vocabulary: int = 30522

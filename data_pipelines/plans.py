@@ -73,6 +73,8 @@ class Plans:
             del data[name]
         tokens = dataclasses.asdict(self._tokens)
         del tokens["text_vocabulary"]
+        if tokens["layout"] == "channel":  # older than the choice: plans of before, and runs on them, go on
+            del tokens["layout"]
         tokens["patch"] = {name: self._tokens.patch[name] for name in self._tokens.modalities}
         parts = {
             "format": _FORMAT,

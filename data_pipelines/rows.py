@@ -10,7 +10,7 @@ from itertools import groupby
 
 import numpy as np
 
-from data_pipelines import masking, preprocess
+from data_pipelines import frames, masking, preprocess
 from data_pipelines.batch import MODALITY_OF, TokenBatch
 from data_pipelines.config import MaskConfig, TokenConfig
 from data_pipelines.signals import CLS, MODALITIES, TEXT
@@ -139,15 +139,20 @@ class RowWriter:
 
 
 def signal_tokens(blocks, tokens: TokenConfig, seconds: float | None = None):
-    """Cuts a window's channels into tokens, channel by channel in the given order.
+    """Cuts a window's channels into tokens, channel by channel in the given order; or into `frames`.
 
     Args: see `RowWriter.add`.
 
     Yields:
         For each run of channels of one rate and patch: channel ids int32 [n], patches float32 [n, patch], times
         float32 [n] of the tokens that are there. A token with an invalid sample is not; nor is a channel that the
-        config leaves out.
+        config leaves out. With `tokens.layout` "frame": the same of each modality's frames.
     """
+    made = _channel_tokens(blocks, tokens, seconds)
+    return frames.join(made, tokens) if tokens.layout == "frame" else made
+
+
+def _channel_tokens(blocks, tokens, seconds):
     patch_of = tuple(tokens.patch[name] for name in tokens.modalities)
     for channels, samples in blocks:
         for rate, patch, rows, ids in _runs(tuple(channels), tokens.modalities, patch_of, tokens.channels):

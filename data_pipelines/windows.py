@@ -91,6 +91,8 @@ def used_channels(tokens: TokenConfig) -> np.ndarray:
             )
     if tokens.channels not in ("all", "csfm"):
         raise BadInput("config.tokens.channels", repr(tokens.channels), '"all" or "csfm"', "correct the config")
+    if tokens.layout not in ("channel", "frame"):
+        raise BadInput("config.tokens.layout", repr(tokens.layout), '"channel" or "frame"', "correct the config")
     wanted = np.isin(MODALITY_OF, [MODALITY_ROW[name] for name in tokens.modalities])
     if tokens.channels == "csfm":
         wanted &= np.isin(np.arange(len(wanted)), CSFM_CHANNELS)
@@ -269,11 +271,20 @@ def signal_tokens(index, seconds: np.ndarray, tokens: TokenConfig) -> np.ndarray
         row = MODALITY_ROW[name]
         in_set = [sum(MODALITY_OF[c] == row and wanted[c] for c in channels) for channels in index.channel_sets]
         of_recording = np.asarray(in_set, np.int32)[index.channel_set] if in_set else 0
+        if tokens.layout == "frame":  # all channels of an instant are one token
+            of_recording = np.minimum(of_recording, 1)
         per_channel = samples_in(seconds, MODALITIES[name].rate) // tokens.patch[name]
         total += of_recording * per_channel.astype(np.int32)
     return total
 
 
+def frame_channels(tokens: TokenConfig, modality: str) -> tuple[int, ...]:
+    """Channel ids of a modality that the config lets in, ascending: the columns of its frames."""
+    return tuple(np.flatnonzero(used_channels(tokens) & (MODALITY_OF == MODALITY_ROW[modality])).tolist())
+
+
 def longest_patch(tokens: TokenConfig) -> int:
-    """P: samples of the longest patch among the modalities that are read."""
+    """P: values of the longest token among the modalities that are read; of frames, samples and presence flags."""
+    if tokens.layout == "frame":
+        return max((tokens.patch[name] + 1) * len(frame_channels(tokens, name)) for name in tokens.modalities)
     return max(tokens.patch[name] for name in tokens.modalities)

@@ -31,7 +31,8 @@ def test_round_trip_through_json():
 def test_shipped_configs_load_and_say_what_they_are(name):
     load(name)
     header = ast.get_docstring(ast.parse(shipped_configs()[name].read_text()))
-    assert header and f"csfm train --config={name}" in header.replace("configs/", "").replace(".py", "")
+    commands = (f"csfm train --config={name}", f"csfm finetune --checkpoint=random --config={name}")
+    assert header and any(command in header.replace("configs/", "").replace(".py", "") for command in commands)
 
 
 def test_override_from_the_command_line():

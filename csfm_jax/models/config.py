@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from csfm_jax.models import backbone_config
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import MODALITIES
 from data_pipelines.windows import used_channels
@@ -92,8 +93,9 @@ def check(config: "Config") -> None:
     if not 0.0 <= config.encoder.dropout < 1.0:
         raise BadInput("config.encoder.dropout", str(config.encoder.dropout), "a number in [0, 1)", "correct it")
     _check_tokens(config)
+    backbone_config.check(config)
     longest = longest_seconds(config.encoder)
-    if config.data.window.seconds > longest + 1e-6:
+    if config.backbone.name == "transformer" and config.data.window.seconds > longest + 1e-6:
         raise BadInput(
             "config.data.window.seconds",
             f"{config.data.window.seconds:g} s",

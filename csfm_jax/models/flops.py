@@ -6,6 +6,7 @@ The compiler's own count is no substitute: it counts the body of a scan once, wh
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from csfm_jax.models import backbone_flops
 from csfm_jax.models.vocabulary import Vocabulary
 from data_pipelines.windows import capacities
 
@@ -59,6 +60,8 @@ def count(config: "Config") -> Flops:
 
     LayerNorm, GELU, softmax and the gathers are left out: a few percent, and not what a device's peak is about.
     """
+    if config.backbone.name != "transformer":  # no decoder: these are trained on labels
+        return Flops(backbone_flops.forward(config), 0.0)
     encoder, decoder, vocabulary = config.encoder, config.decoder, Vocabulary.of(config.tokens)
     t, v, s = capacities(config.tokens, config.data)
     samples = sum(vocabulary.patches)

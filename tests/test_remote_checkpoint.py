@@ -1,0 +1,243 @@
+"""Checkpoints in object stores: sent whole or not at all, tried again, verified on their way back."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from object_stores import Fault, fake_gcs, fake_s3, s3_bucket
+from test_checkpoint import RUN, abstract, arrays
+
+from csfm_jax.training import checkpoint, remote
+from csfm_jax.training.manifest import finished_steps, read_manifest, verify_step
+from csfm_jax.training.remote import RemoteCheckpoints, Workdir
+from data_pipelines import storage, storage_errors
+from data_pipelines.errors import BadInput
+
+for _package in ("s3fs", "moto", "flask", "flask_cors"):
+    pytest.importorskip(_package, reason=f"no {_package}: object stores are not tested")
+
+HOME = "s3://bucket/runs/one/checkpoints"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with fake_s3() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(server, monkeypatch, tmp_path):
+    with s3_bucket(server, monkeypatch, tmp_path) as made:
+        yield made
+
+
+def opened(tmp_path, place=HOME, **options):
+    return RemoteCheckpoints(place, tmp_path / "here", **{"keep": 2, **options})
+
+
+def save(checkpoints, *steps):
+    for step in steps:
+        checkpoints.save(step, arrays(step), {"moments": arrays(-step)}, {**RUN, "step": step})
+        checkpoints.wait()
+
+
+def saved(tmp_path, *steps, place=HOME):
+    checkpoints = opened(tmp_path, place)
+    save(checkpoints, *steps)
+    checkpoints.close()
+
+
+@pytest.fixture(params=["s3", "gs"])
+def place(request, tmp_path, monkeypatch):
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        yield HOME
+        return
+    for package in ("gcsfs", "gcp_storage_emulator"):
+        pytest.importorskip(package, reason=f"no {package}: gs:// is not tested")
+    import fsspec
+
+    with fake_gcs() as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        monkeypatch.setattr(storage_errors, "pause", lambda seconds: None)
+        yield HOME.replace("s3://", "gs://")
+    fsspec.get_filesystem_class("gs").clear_instance_cache()
+
+
+def test_a_step_comes_back_whole_and_old_steps_go(place, tmp_path):
+    saved(tmp_path, 5, 10, 15, place=place)
+    assert finished_steps(place) == [10, 15]
+    names = {storage.name_of(p) for p in storage.list_folder(place)}
+    assert names == {"10", "10.manifest.json", "15", "15.manifest.json"}
+    shutil.rmtree(tmp_path / "here")  # the host is gone
+    checkpoints = opened(tmp_path, place)
+    assert checkpoints.latest() == 15 and checkpoints.read_run() == {**RUN, "step": 15}
+    params, optimizer = checkpoints.restore(15, abstract(arrays(1)), abstract({"moments": arrays(1)}))
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, params, arrays(15))
+    jax.tree.map(np.testing.assert_array_equal, optimizer, {"moments": arrays(-15)})
+    assert checkpoint.read_run(storage.parent(place))["step"] == 15
+
+
+def test_what_lies_there_is_what_a_local_run_leaves(s3, tmp_path):
+    saved(tmp_path, 3)
+    local = checkpoint.Checkpoints(tmp_path / "local", keep=2)
+    save(local, 3)
+    local.close()
+    there, here = storage.file_sizes(f"{HOME}/3"), storage.file_sizes(tmp_path / "local" / "3")
+
+    def kinds(names):  # OCDBT's data files have random names
+        return sorted(name.rpartition("/")[0] + "/*" if "/d/" in name else name for name in names)
+
+    assert kinds(there) == kinds(here) and set(read_manifest(f"{HOME}/3")) == set(there)
+    # copied down it is a checkpoint
+    for name in storage.file_sizes(HOME):
+        storage.download(f"{HOME}/{name}", tmp_path / "copy" / name)
+    verify_step(tmp_path / "copy" / "3")
+    np.testing.assert_array_equal(checkpoint.restore_params(tmp_path / "copy")[1]["cls"], 3 * np.ones(8))
+
+
+@pytest.mark.parametrize("where", ["", "/checkpoints", "/checkpoints/1"])
+def test_parameters_are_read_without_the_optimizer_and_leave_nothing_here(s3, tmp_path, where):
+    saved(tmp_path, 1, 2)
+    s3.requests.clear()
+    _, params, run = checkpoint.restore_params(f"s3://bucket/runs/one{where}/")
+    np.testing.assert_array_equal(params["cls"], (1 if where.endswith("1") else 2) * np.ones(8))
+    assert run["step"] == params["cls"][0] and list(params["layers"]) == [0]
+    assert s3.count("GET", "/params/") and not s3.count("GET", "/optimizer/")
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_lost_connections_are_tried_again(s3, tmp_path):
+    s3.faults += [Fault("PUT /bucket/runs/one/checkpoints/1/params/", 2, cut=0), Fault("PUT", 2, 503)]
+    saved(tmp_path, 1)
+    assert not any(fault.times for fault in s3.faults)
+    s3.faults += [Fault("GET /bucket/runs/one/checkpoints/1/params/", 2, cut=50), Fault("GET", 1, 500)]
+    checkpoints = opened(tmp_path)
+    params, _ = checkpoints.restore(1, abstract(arrays(1)), abstract({"moments": arrays(1)}))
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, params, arrays(1))
+    assert not any(fault.times for fault in s3.faults)
+
+
+def test_a_send_that_fails_is_an_error_at_the_next_step_and_no_step(s3, tmp_path):
+    checkpoints = opened(tmp_path)
+    save(checkpoints, 1)
+    s3.faults.append(Fault("PUT /bucket/runs/one/checkpoints/2/optimizer", 1000, 403))
+    checkpoints.save(2, arrays(2), {"moments": arrays(-2)}, RUN)
+    checkpoints._sealing.exception(timeout=60)
+    with pytest.raises(BadInput, match="checkpoints/2/optimizer.*: found access refused"):
+        checkpoints.check()
+    assert checkpoints.latest() == 1
+    checkpoints.close()
+    assert finished_steps(HOME) == [1] and storage.exists(f"{HOME}/2")
+    s3.faults.clear()
+    saved(tmp_path, 2)  # the same command again
+    assert (
+        finished_steps(HOME) == [1, 2] and read_manifest(f"{HOME}/2").keys() == storage.file_sizes(f"{HOME}/2").keys()
+    )
+
+
+def test_killed_between_files_and_manifest_the_step_before_counts(s3, tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(remote, "manifest_text", lambda *_: 1 / 0)  # all files are there by now
+        checkpoints = opened(tmp_path)
+        with pytest.raises(ZeroDivisionError):
+            save(checkpoints, 2)
+        checkpoints.close()
+    assert finished_steps(HOME) == [1] and storage.exists(f"{HOME}/2/_CHECKPOINT_METADATA")
+    storage.write_bytes(f"{HOME}/2.part-1.json", b"{}")  # as one of several processes leaves it
+    assert checkpoint.find_step(HOME) == f"{HOME}/1"
+    checkpoints = opened(tmp_path)
+    assert checkpoints.latest() == 1 and not storage.exists(f"{HOME}/2")
+    assert {storage.name_of(p) for p in storage.list_folder(HOME)} == {"1", "1.manifest.json"}
+    checkpoints.close()
+
+
+def test_a_damaged_step_is_set_aside_and_the_last_one_is_refused(s3, tmp_path, capsys):
+    saved(tmp_path, 1, 2)
+    for step, damage in ((2, "flip"), (1, "remove")):
+        (name,) = [n for n in storage.file_sizes(f"{HOME}/{step}") if n.startswith("optimizer/ocdbt.process_0/d/")]
+        data = bytearray(storage.read_bytes(victim := f"{HOME}/{step}/{name}"))
+        data[len(data) // 2] ^= 4
+        if damage == "flip":
+            storage.write_bytes(victim, data)
+            checkpoint.restore_params(f"{HOME}/{step}")  # parameters alone are intact
+            checkpoints = opened(tmp_path)
+            said = capsys.readouterr().err
+            assert victim in said and "set aside as damaged-2, and the run goes on from step 1" in said
+            assert checkpoints.latest() == 1 and checkpoints.read_run()["step"] == 1
+            checkpoints.close()
+            assert {"damaged-2", "damaged-2.manifest.json"} <= {storage.name_of(p) for p in storage.list_folder(HOME)}
+            assert storage.read_bytes(f"{HOME}/damaged-2/{name}") == data
+        else:
+            storage.delete_tree(victim)
+            with pytest.raises(BadInput, match="no such object.*there is no other step") as error:
+                opened(tmp_path)
+            assert error.value.where == victim
+
+
+@pytest.mark.parametrize("damage", ["params", "manifest"])
+def test_damaged_parameters_are_refused_by_name(s3, tmp_path, damage):
+    saved(tmp_path, 1, 2)
+    victim = f"{HOME}/2.manifest.json"
+    if damage == "params":
+        (name,) = [n for n in storage.file_sizes(f"{HOME}/2") if n.startswith("params/ocdbt.process_0/d/")]
+        victim = f"{HOME}/2/{name}"
+    data = bytearray(storage.read_bytes(victim))
+    data[len(data) // (2 if damage == "params" else 100)] ^= 4
+    storage.write_bytes(victim, data)
+    with pytest.raises(BadInput, match="take another step: 1"):
+        checkpoint.restore_params(HOME)
+
+
+def test_an_address_without_checkpoint_is_bad_input(s3):
+    storage.write_bytes("s3://bucket/a/file", b"")
+    for where, found in (("s3://bucket/a", "no finished checkpoint"), ("s3://bucket/b", "found nothing")):
+        with pytest.raises(BadInput, match=found):
+            checkpoint.restore_params(where)
+    with pytest.raises(BadInput, match="keep_checkpoints"):
+        RemoteCheckpoints(HOME, "x", keep=1)
+
+
+# ---- the rest of a work directory
+
+
+def test_lines_are_sent_and_come_back_to_another_host(s3, tmp_path, monkeypatch):
+    for host, content in (("a", b'{"step": 1}\n'), ("b", b'{"step": 2}\n')):
+        monkeypatch.setenv("CSFM_RUNS", str(tmp_path / host))
+        with Workdir("s3://bucket/runs/one") as home:
+            assert home.folder.parent == tmp_path / host and (home.folder / "metrics.jsonl").exists() == (host == "b")
+            (home.folder / "config.json").write_text("{}")
+            (home.folder / "plans").mkdir()
+            with open(home.folder / "metrics.jsonl", "ab") as file:
+                file.write(content)
+            home.send()
+            s3.requests.clear()
+            home.send()
+            assert not s3.requests  # nothing has changed
+        assert storage.file_sizes("s3://bucket/runs/one") == {
+            "config.json": 2,
+            "metrics.jsonl": 12 * "ab".find(host) + 12,
+        }
+    monkeypatch.setenv("CSFM_RUNS", str(tmp_path / "a"))
+    storage.delete_tree("s3://bucket/runs/one")
+    with Workdir("s3://bucket/runs/one") as home:  # begun anew: what an earlier run left on this host is not its
+        assert not (home.folder / "metrics.jsonl").exists()
+
+
+def test_the_error_that_ended_a_run_is_not_hidden_by_lines_that_cannot_be_sent(s3, tmp_path, capsys):
+    with pytest.raises(ZeroDivisionError), Workdir("s3://bucket/runs/one") as home:
+        (home.folder / "metrics.jsonl").write_text("{}")
+        s3.faults.append(Fault("PUT", 1000, 403))
+        raise ZeroDivisionError
+    assert "the last lines were not sent: s3://bucket/runs/one/metrics.jsonl" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="access refused"), Workdir("s3://bucket/runs/one") as home:
+        (home.folder / "metrics.jsonl").write_text("{}")
+
+
+def test_a_local_work_directory_is_its_own_folder(tmp_path):
+    with Workdir(tmp_path / "run") as home:
+        assert home.folder == tmp_path / "run" and type(home.checkpoints(2)) is checkpoint.Checkpoints

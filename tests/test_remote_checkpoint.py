@@ -1,8 +1,14 @@
 """Checkpoints in object stores: sent whole or not at all, tried again, verified on their way back."""
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from object_stores import Fault, fake_gcs, fake_s3, s3_bucket
@@ -11,6 +17,7 @@ from test_checkpoint import RUN, abstract, arrays
 from csfm_jax.training import checkpoint, remote
 from csfm_jax.training.manifest import finished_steps, read_manifest, verify_step
 from csfm_jax.training.remote import RemoteCheckpoints, Workdir
+from csfm_jax.training.together import barrier
 from data_pipelines import storage, storage_errors
 from data_pipelines.errors import BadInput
 
@@ -98,13 +105,13 @@ def test_what_lies_there_is_what_a_local_run_leaves(s3, tmp_path):
     np.testing.assert_array_equal(checkpoint.restore_params(tmp_path / "copy")[1]["cls"], 3 * np.ones(8))
 
 
-@pytest.mark.parametrize("where", ["", "/checkpoints", "/checkpoints/1"])
-def test_parameters_are_read_without_the_optimizer_and_leave_nothing_here(s3, tmp_path, where):
+def test_parameters_are_read_without_the_optimizer_and_leave_nothing_here(s3, tmp_path):
     saved(tmp_path, 1, 2)
     s3.requests.clear()
-    _, params, run = checkpoint.restore_params(f"s3://bucket/runs/one{where}/")
-    np.testing.assert_array_equal(params["cls"], (1 if where.endswith("1") else 2) * np.ones(8))
-    assert run["step"] == params["cls"][0] and list(params["layers"]) == [0]
+    for where, step in (("", 2), ("/checkpoints", 2), ("/checkpoints/1/", 1)):
+        _, params, run = checkpoint.restore_params(f"s3://bucket/runs/one{where}")
+        np.testing.assert_array_equal(params["cls"], step * np.ones(8))
+        assert run["step"] == step and list(params["layers"]) == [0]
     assert s3.count("GET", "/params/") and not s3.count("GET", "/optimizer/")
     assert not list((tmp_path / "tmp").iterdir())
 
@@ -202,6 +209,87 @@ def test_an_address_without_checkpoint_is_bad_input(s3):
         RemoteCheckpoints(HOME, "x", keep=1)
 
 
+# ---- several processes, which see nothing of each other's disks
+
+
+def split_arrays(scale: float) -> dict:
+    """Over the two devices of two processes: one array is split, the others are copied."""
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def put(array, *axes):
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    whole = (scale * np.arange(8192)).astype(np.float32).reshape(64, 128)
+    return {"split": put(whole, "x"), "copied": put(whole, None, None), "layers": {0: put(whole[0])}}
+
+
+def one_of_two(folder: Path) -> None:
+    """What each process does: save two steps, and bring back the one before the latest, which was damaged."""
+    checkpoints = opened(folder)
+    for step in (1, 2):
+        checkpoints.save(step, split_arrays(step), {"moments": split_arrays(-step)}, {**RUN, "step": step})
+        checkpoints.wait()
+    checkpoints.close()
+    if jax.process_index() == 1:
+        (name, _) = sorted(n for n in storage.file_sizes(f"{HOME}/2") if n.startswith("params/ocdbt.process_1/"))
+        storage.write_bytes(f"{HOME}/2/{name}", bytes(storage.file_size(f"{HOME}/2/{name}")))
+    barrier("damaged")
+    checkpoints = opened(folder)
+    assert checkpoints.read_run()["step"] == checkpoints.latest() == 1
+    wanted = abstract(split_arrays(1)), abstract({"moments": split_arrays(1)})
+    for found, expected in zip(checkpoints.restore(1, *wanted), (split_arrays(1), {"moments": split_arrays(-1)})):
+        for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(mine.addressable_data(0), other.addressable_data(0))
+    checkpoints.close()
+
+
+@pytest.fixture
+def sent_by_two(s3, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    paths = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": paths}
+    words = [sys.executable, __file__, str(tmp_path), address]
+    started = [
+        subprocess.Popen([*words, str(number)], env=environment, stderr=subprocess.PIPE, text=True) for number in (0, 1)
+    ]
+    ended = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], ended
+    return ended
+
+
+def test_each_process_sends_its_part_and_one_reads_them_all(s3, sent_by_two, tmp_path):
+    assert sum("damaged-2, and the run goes on from step 1" in said for said in sent_by_two) == 2
+    names = {storage.name_of(p) for p in storage.list_folder(HOME)}
+    assert names == {"1", "1.manifest.json", "damaged-2", "damaged-2.manifest.json"}
+    files = read_manifest(f"{HOME}/1")
+    assert {name: entry["size"] for name, entry in files.items()} == storage.file_sizes(f"{HOME}/1")
+    parts = [sum(e["size"] for n, e in files.items() if n.startswith(f"params/ocdbt.process_{i}/")) for i in (0, 1)]
+    assert 0.5 < parts[0] / parts[1] < 2  # what both hold is sent once, half by each
+    for name in storage.file_sizes(HOME):
+        storage.download(f"{HOME}/{name}", tmp_path / "copy" / name)
+    expected = np.arange(8192, dtype=np.float32).reshape(64, 128)
+    for where in (HOME, tmp_path / "copy"):
+        _, params, run = checkpoint.restore_params(where)
+        np.testing.assert_array_equal(params["split"], expected)
+        np.testing.assert_array_equal(params["copied"], expected)
+        np.testing.assert_array_equal(params["layers"][0], expected[0])
+        assert run["step"] == 1
+    checkpoints = opened(tmp_path)  # one process goes on where two stopped
+    _, optimizer = checkpoints.restore(1, *(abstract(t) for t in one_device_trees()))
+    np.testing.assert_array_equal(optimizer["moments"]["split"], -expected)
+    save(checkpoints, 2)
+    checkpoints.close()
+    assert finished_steps(HOME) == [1, 2]
+
+
+def one_device_trees():
+    tree = {"split": jnp.zeros((64, 128)), "copied": jnp.zeros((64, 128)), "layers": {0: jnp.zeros(128)}}
+    return tree, {"moments": tree}
+
+
 # ---- the rest of a work directory
 
 
@@ -241,3 +329,8 @@ def test_the_error_that_ended_a_run_is_not_hidden_by_lines_that_cannot_be_sent(s
 def test_a_local_work_directory_is_its_own_folder(tmp_path):
     with Workdir(tmp_path / "run") as home:
         assert home.folder == tmp_path / "run" and type(home.checkpoints(2)) is checkpoint.Checkpoints
+
+
+if __name__ == "__main__":
+    jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
+    one_of_two(Path(sys.argv[1]))

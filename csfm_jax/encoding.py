@@ -19,6 +19,7 @@ from data_pipelines.errors import BadInput
 from data_pipelines.loader import pack_windows
 from data_pipelines.recording import Recording
 from data_pipelines.signals import CHANNEL_ID, CHANNELS, modality_of
+from data_pipelines.storage import Place, is_remote
 from data_pipelines.windows import samples_in
 
 _MOST_ROWS = 16  # windows of a long recording that are encoded at once; bounds memory
@@ -282,12 +283,12 @@ def _present(window: np.ndarray, pooled) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(window)[there], np.asarray(pooled)[there]
 
 
-def load(path: str | Path) -> LoadedEncoder:
+def load(path: Place) -> LoadedEncoder:
     """Reads the encoder of a checkpoint, after verifying every file of it, or published weights.
 
     Args:
-        path: a work directory of `csfm train` (its latest step), its `checkpoints` folder, one step's folder, or a file
-            for `load_published_csfm`.
+        path: a work directory of `csfm train` (its latest step), its `checkpoints` folder, or one step's folder, here
+            or in an object store; or a file for `load_published_csfm`.
 
     Raises:
         BadInput: no checkpoint there, a file that was changed, or one of another preprocessing version.
@@ -295,7 +296,7 @@ def load(path: str | Path) -> LoadedEncoder:
     from csfm_jax.export.published import load_published_csfm
     from csfm_jax.training.checkpoint import find_step, restore_params
 
-    if Path(path).is_file():
+    if not is_remote(path) and Path(path).is_file():
         return load_published_csfm(path)
     step = find_step(path)
     config, params, run = restore_params(step)
@@ -306,7 +307,7 @@ def load(path: str | Path) -> LoadedEncoder:
     return LoadedEncoder(config, encoder, spec, tokenizer, _provenance(step, run))
 
 
-def load_objective(path: str | Path) -> tuple[Any, LoadedEncoder]:
+def load_objective(path: Place) -> tuple[Any, LoadedEncoder]:
     """As `load`, with the decoder: the whole objective that was trained, and its encoder ready for use."""
     from csfm_jax import objectives
     from csfm_jax.training.checkpoint import find_step, restore_params
@@ -356,7 +357,7 @@ def with_params(build, params: dict, where: str) -> nnx.Module:
     return nnx.merge(graphdef, state)
 
 
-def _provenance(step: Path, run: dict) -> dict:
+def _provenance(step: Place, run: dict) -> dict:
     told = {name: run.get(name) for name in ("subjects", "initial", "stores")}
     return {"path": str(step), "step": int(run["step"]), **told}
 

@@ -27,8 +27,9 @@ from data_pipelines.errors import BadInput
 from data_pipelines.storage_errors import Missing, attempt, missing_package
 
 __all__ = [
-    "Missing", "Place", "create_bytes", "delete_tree", "download", "download_into", "exists", "file_size", "file_sizes",
-    "glob", "is_remote", "join", "list_folder", "place", "read_bytes", "recorded_sha256", "upload", "write_bytes",
+    "Missing", "Place", "absolute", "create_bytes", "delete_tree", "download", "download_into", "exists", "file_size",
+    "file_sizes", "glob", "is_remote", "join", "list_folder", "move", "name_of", "parent", "place", "read_bytes",
+    "recorded_sha256", "upload", "write_bytes",
 ]  # fmt: skip
 
 Place = str | Path
@@ -64,6 +65,22 @@ def place(text: Place) -> Place:
 def join(path: Place, *names: str) -> Place:
     """A place below another; `names` may hold slashes."""
     return "/".join((path.rstrip("/"), *names)) if is_remote(path) else Path(path, *names)
+
+
+def absolute(text: Place) -> Place:
+    """As `place`; a local path is made absolute."""
+    found = place(text)
+    return found if is_remote(found) else found.absolute()
+
+
+def parent(path: Place) -> Place:
+    """The folder that a place lies in."""
+    return path.rpartition("/")[0] if is_remote(path) else Path(path).parent
+
+
+def name_of(path: Place) -> str:
+    """The last part of a place."""
+    return path.rpartition("/")[2] if is_remote(path) else Path(path).name
 
 
 def exists(path: Place) -> bool:
@@ -158,6 +175,20 @@ def delete_tree(path: Place) -> None:
         shutil.rmtree(path)
     else:
         Path(path).unlink(missing_ok=True)
+
+
+def move(path: Place, to: Place) -> None:
+    """Moves a file or a folder to where nothing is, within its disk or its kind of object store.
+
+    An object store copies each object, then removes the old ones: a kill on the way leaves some at both places.
+    """
+    if not is_remote(path):
+        os.rename(path, to)
+        return
+    copies = [(join(path, name), join(to, name)) for name in file_sizes(path)] or [(path, to)]
+    for old, new in copies:
+        attempt(old, _filesystem(old).cp_file, old, new)
+    delete_tree(path)
 
 
 def upload(local: Path, path: Place, sha256: str | None = None) -> None:

@@ -8,7 +8,10 @@ import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from data_pipelines import storage_errors
 
 
 @dataclass
@@ -122,3 +125,31 @@ def fake_gcs():
         yield f"http://127.0.0.1:{port}"
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def s3_bucket(server: str, monkeypatch, folder: Path):
+    """A proxy in front of an S3 server, and an empty bucket "bucket"; this process's environment leads there, without
+    pauses before another try. The cache and temporary files are below `folder`."""
+    import boto3
+    import fsspec
+
+    environment = {
+        "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": str(folder / "no"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "no"), "CSFM_CACHE": str(folder / "cache"),
+        "CSFM_RUNS": str(folder / "runs"), "TMPDIR": str(folder / "tmp"), "AWS_ENDPOINT_URL": server,
+    }  # fmt: skip
+    (folder / "tmp").mkdir()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(storage_errors, "pause", lambda seconds: None)
+    bucket = boto3.resource("s3", endpoint_url=server).Bucket("bucket")
+    bucket.create()
+    with proxy(server) as made:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
+        yield made
+    bucket.objects.delete()
+    bucket.delete()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from object_stores import Fault, fake_gcs, fake_s3, proxy
+from object_stores import Fault, fake_gcs, fake_s3, s3_bucket
 from small_stores import mixed_store
 from test_prepare import Cohort, content
 
@@ -33,28 +33,8 @@ def server():
 @pytest.fixture
 def s3(server, monkeypatch, tmp_path):
     """A proxy in front of an S3 with an empty bucket "bucket", pauses left out, and an empty cache."""
-    import boto3
-    import fsspec
-
-    environment = {
-        "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": str(tmp_path / "no"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no"), "CSFM_CACHE": str(tmp_path / "cache"),
-        "TMPDIR": str(tmp_path / "tmp"), "AWS_ENDPOINT_URL": server,
-    }  # fmt: skip
-    (tmp_path / "tmp").mkdir()
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(storage_errors, "pause", lambda seconds: None)
-    bucket = boto3.resource("s3", endpoint_url=server).Bucket("bucket")
-    bucket.create()
-    with proxy(server) as made:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
+    with s3_bucket(server, monkeypatch, tmp_path) as made:
         yield made
-    bucket.objects.delete()
-    bucket.delete()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.fixture(params=["folder", "s3", "gs"])
@@ -92,6 +72,9 @@ def test_places():
     assert storage.place("a/b") == Path("a/b") and storage.place(Path("x")) == Path("x")
     assert storage.place("s3://b//x/y/") == "s3://b/x/y" and storage.place("gs://b") == "gs://b"
     assert storage.join("s3://b/x", "y", "z.json") == "s3://b/x/y/z.json" and storage.join("a", "b") == Path("a/b")
+    assert storage.parent("s3://b/x/y") == "s3://b/x" and storage.parent("a/b") == Path("a")
+    assert storage.name_of("s3://b/x/y") == "y" and storage.name_of(Path("a/b")) == "b"
+    assert storage.absolute("s3://b/x/") == "s3://b/x" and storage.absolute("x") == Path("x").absolute()
     assert storage.is_remote("gs://b/x") and not storage.is_remote("b/x") and not storage.is_remote(Path("gs://b"))
     for wrong in ("gcs://b/x", "http://b/x", "s3:///x", "s3://b/../x", "s3:/b/x", Path("s3://b/x")):
         with pytest.raises(BadInput, match="s3://|gs://|address"):
@@ -121,8 +104,11 @@ def test_every_verb_does_the_same_everywhere(root, tmp_path):
     storage.upload(large, storage.join(root, "large"))
     digest = storage.download(storage.join(root, "large"), tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == large.read_bytes() and len(digest) == 64
-    storage.delete_tree(storage.join(root, "deep"))
-    assert set(storage.file_sizes(root)) == {"a.json", "large", "new"}
+    storage.move(storage.join(root, "deep"), storage.join(root, "deeper"))
+    storage.move(storage.join(root, "large"), storage.join(root, "larger"))
+    assert storage.file_sizes(root) == {"a.json": 6, "deeper/er/b[1].bin": 0, "larger": 300_000, "new": 1}
+    storage.delete_tree(storage.join(root, "deeper"))
+    assert set(storage.file_sizes(root)) == {"a.json", "larger", "new"}
     storage.delete_tree(a)
     storage.delete_tree(root)
     storage.delete_tree(root)

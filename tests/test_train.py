@@ -14,10 +14,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from object_stores import Fault, fake_s3, s3_bucket
 
 from csfm_jax import cli, encoding
 from csfm_jax.training import checkpoint, initial, record
 from csfm_jax.training.state import TrainState
+from data_pipelines import storage
 
 STEPS = 40
 TINY = f"""
@@ -278,3 +280,71 @@ def test_too_many_bad_steps_stop_the_run_and_name_the_step(bench, tmp_path):
     assert code == 2 and err.count("\n") == 1
     assert "4 steps in a row whose loss or gradient is not finite" in err and "training step" in err
     assert lines(tmp_path / "run")[-1]["skipped"] == 4
+
+
+# ---- a work directory in an object store
+
+THERE = "s3://bucket/runs/tiny"
+
+
+@pytest.fixture
+def s3(monkeypatch, tmp_path):
+    for package in ("s3fs", "moto", "flask", "flask_cors"):
+        pytest.importorskip(package, reason=f"no {package}: object stores are not tested")
+    with fake_s3() as server, s3_bucket(server, monkeypatch, tmp_path) as made:
+        yield made
+
+
+def killed_when_there(process: subprocess.Popen, address: str) -> int:
+    """Kills a run as soon as something is there; returns its exit code."""
+    while process.poll() is None and not storage.exists(address):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    return process.returncode
+
+
+def test_killed_and_gone_on_on_another_host_a_remote_run_is_the_local_one(bench, finished, s3, tmp_path, monkeypatch):
+    first = Bench(bench.folder, bench.stores).start(THERE)  # with the environment that leads to the bucket
+    assert killed_when_there(first, f"{THERE}/checkpoints/12.manifest.json") == -signal.SIGKILL
+    reached = checkpoint.finished_steps(f"{THERE}/checkpoints")[-1]
+    assert reached < STEPS  # it was killed in the middle
+    kept = storage.read_bytes(f"{THERE}/metrics.jsonl")
+    assert kept.count(b"\n") >= reached  # the lines up to a checkpoint are there before it is
+    storage.write_bytes(f"{THERE}/metrics.jsonl", kept + b'{"step": 99, "loss"')
+    monkeypatch.setenv("CSFM_RUNS", str(tmp_path / "another-host"))
+    s3.faults += [Fault("PUT /bucket/runs/tiny/checkpoints/36/optimizer", cut=0), Fault("GET /bucket/runs/", cut=9)]
+    code, out, err = Bench(bench.folder, bench.stores).run(f"{THERE}/")
+    assert (code, err) == (0, "") and not any(fault.times for fault in s3.faults)
+    assert f"steps: {reached} done of {STEPS}" in out and str(tmp_path / "another-host" / "tiny-") in out
+
+    for name in storage.file_sizes(THERE):
+        storage.download(f"{THERE}/{name}", tmp_path / "fetched" / name)
+    assert learned(tmp_path / "fetched") == learned(finished[0])
+    assert lines(tmp_path / "fetched", "validation") == lines(finished[0], "validation")
+    local = {p.name for p in finished[0].iterdir()} - {"plans", "tensorboard", "compilation_cache"}
+    assert {p.name for p in (tmp_path / "fetched").iterdir()} == local
+    mine, other = (arrays_of(where / "checkpoints" / str(STEPS)) for where in (tmp_path / "fetched", finished[0]))
+    jax.tree.map(np.testing.assert_array_equal, mine, other)
+
+    loaded = encoding.load(THERE)
+    assert loaded.provenance["path"] == f"{THERE}/checkpoints/{STEPS}"
+    trained = record.trained_on(loaded.provenance)
+    assert trained.complete and len(trained.subjects) == loaded.provenance["subjects"]["count"] > 10
+    begun = initial.read(f"{THERE}/", loaded.config, [], None)
+    assert (
+        begun.about["path"] == THERE and begun.about["step"] == STEPS and len(begun.subjects) == len(trained.subjects)
+    )
+    initial.check_resumed(f"{THERE}/", {"initial": begun.about}, "here")
+
+
+def arrays_of(step: Path):
+    from orbax.checkpoint import v1 as ocp
+
+    with checkpoint.orbax_context():
+        described = ocp.checkpointables_metadata(step).metadata
+        wanted = {
+            item: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), described[item])
+            for item in ("params", "optimizer")
+        }
+        return ocp.load_checkpointables(step, wanted)

@@ -20,7 +20,9 @@ _POOL = 4  # batches' worth of windows that are packed together: fills rows well
 
 
 def arguments(parser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="work directory, its checkpoints folder, or one step")
+    parser.add_argument(
+        "--checkpoint", required=True, help="work directory, its checkpoints folder, or one step; here, gs://, s3://"
+    )
     parser.add_argument("--input", required=True, help="a recording, a folder of them, or prepared stores")
     parser.add_argument("--output", required=True, help="the Parquet file to write")
     parser.add_argument("--keep-names", action="store_true", help="name recordings by their path within INPUT")

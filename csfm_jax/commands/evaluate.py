@@ -13,7 +13,9 @@ from data_pipelines.errors import BadInput
 
 
 def arguments(parser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="work directory, its checkpoints folder, or one step")
+    parser.add_argument(
+        "--checkpoint", required=True, help="work directory, its checkpoints folder, or one step; here, gs://, s3://"
+    )
     parser.add_argument("--store", required=True, help="a store, a folder of stores, or several separated by commas")
     parser.add_argument(
         "--labels", default="superclass/*", help='patterns separated by commas, e.g. "superclass/*,age"'

@@ -15,7 +15,7 @@ def arguments(parser) -> None:
         help="one recording, e.g. a WFDB header (.hea), or a source, of which the first recording is drawn",
     )
     parser.add_argument("--output", required=True, help="the PNG to write")
-    parser.add_argument("--checkpoint", help="work directory, its checkpoints folder, or one step")
+    parser.add_argument("--checkpoint", help="work directory, its checkpoints folder, or one step; here, gs://, s3://")
     parser.add_argument("--strategy", choices=STRATEGIES, default="random", help="what is hidden (with --checkpoint)")
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="seconds into the recording")
     parser.add_argument(

@@ -9,14 +9,14 @@ DIR holds metrics.jsonl, validation.jsonl, tensorboard/, checkpoints/ and the re
 import logging
 import shlex
 import sys
-from pathlib import Path
 
 from csfm_jax import config as configs
+from data_pipelines.storage import place
 
 
 def arguments(parser):
     parser.add_argument("--config", required=True, help="a config file or the name of a shipped one")
-    parser.add_argument("--workdir", required=True, type=Path, help="the run's folder; made if absent")
+    parser.add_argument("--workdir", required=True, help="the run's folder, here or at gs:// or s3://; made if absent")
     parser.add_argument(
         "--init",
         metavar="WEIGHTS",
@@ -38,6 +38,7 @@ def arguments(parser):
 
 def run(args) -> int:
     config = configs.load(args.config, args.overrides)  # before JAX starts: a typo is answered at once
+    workdir = place(args.workdir)
     import jax
 
     if args.distributed:
@@ -46,5 +47,5 @@ def run(args) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     from csfm_jax.training.loop import train
 
-    last = train(config, args.workdir, init=args.init, command=shlex.join(["csfm", *sys.argv[1:]]))
+    last = train(config, workdir, init=args.init, command=shlex.join(["csfm", *sys.argv[1:]]))
     return args.stopped_code if last < config.training.steps else 0

@@ -1,5 +1,8 @@
 """A checkpoint -> a self-contained PyTorch folder. Needs no PyTorch; the folder appears whole or not at all.
 
+In an object store, where nothing can be put in place at once, the manifest goes first when an earlier export is
+replaced, and comes last: what has none is no export.
+
 Nothing in it is pickled: weights are safetensors, golden arrays plain .npy inside .npz, the rest text.
 """
 
@@ -24,20 +27,24 @@ from csfm_jax.export import card, golden, names
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.models.vocabulary import Vocabulary
 from csfm_jax.training import checkpoint
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import Spec
 from data_pipelines.signals import CHANNELS, MODALITIES
+from data_pipelines.storage import Place, absolute, is_remote
 
 FORMAT = "csfm-export"
+_SENDING = ".sending"  # in an object store, while the rest is on its way
 TEMPLATES = Path(__file__).parent / "torch"
 
 
-def export_checkpoint(path: str | Path, output: str | Path) -> Path:
+def export_checkpoint(path: Place, output: Place) -> Place:
     """Exports the encoder of a checkpoint, or of published weights.
 
     Args:
         path: what `encoding.load` takes; verified before use.
-        output: the folder to write; an earlier export there is replaced, anything else is not touched.
+        output: the folder to write, here or at gs:// or s3://; an earlier export there is replaced, anything else is
+            not touched.
 
     Returns:
         The folder.
@@ -45,22 +52,25 @@ def export_checkpoint(path: str | Path, output: str | Path) -> Path:
     Raises:
         BadInput: no intact checkpoint, a checkpoint of another preprocessing, or `output` holds something else.
     """
-    _refuse_foreign(Path(output).absolute())
+    _refuse_foreign(absolute(output))
     loaded = encoding.load(path)
     if "step" not in loaded.provenance:  # published weights tell nothing of their training
         return export(loaded, output)
-    run = checkpoint.restore_params(loaded.provenance["path"], verify=False)[2]  # verified a moment ago
-    return export(loaded, output, run)
+    return export(loaded, output, checkpoint.read_run(loaded.provenance["path"]))  # verified a moment ago
 
 
-def export(loaded: LoadedEncoder, output: str | Path, run: dict | None = None) -> Path:
+def export(loaded: LoadedEncoder, output: Place, run: dict | None = None) -> Place:
     """Exports any encoder; arguments, result and errors as `export_checkpoint`.
 
     Args:
         run: what its training recorded; the model card tells its numbers.
     """
-    output = Path(output).absolute()
+    output = absolute(output)
     _refuse_foreign(output)
+    if is_remote(output):
+        with tempfile.TemporaryDirectory(prefix="csfm-export-") as folder:
+            send(export(loaded, Path(folder, "export"), run), output)
+        return output
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
@@ -145,11 +155,27 @@ def _write_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _refuse_foreign(output: Path) -> None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+def send(folder: Path, output: str) -> None:
+    """Copies an export into an object store, in place of an earlier one; a kill on the way leaves no export there."""
+    files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    storage.write_bytes(storage.join(output, _SENDING), b"an export that was not sent whole; give the command again\n")
+    storage.delete_tree(storage.join(output, "manifest.json"))
+    for name in storage.file_sizes(output):
+        if name != _SENDING and name not in files:
+            storage.delete_tree(storage.join(output, name))
+    for name, entry in files.items():
+        storage.upload(folder / name, storage.join(output, name), entry["sha256"])
+    storage.write_bytes(storage.join(output, "manifest.json"), (folder / "manifest.json").read_bytes())
+    storage.delete_tree(storage.join(output, _SENDING))
+
+
+def _refuse_foreign(output: Place) -> None:
+    if not storage.exists(output) or (not is_remote(output) and output.is_dir() and not any(output.iterdir())):
         return
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads((output / "manifest.json").read_text(encoding="utf-8")).get("format") == FORMAT:
+    if is_remote(output) and storage.exists(storage.join(output, _SENDING)):
+        return
+    with contextlib.suppress(OSError, ValueError, storage.Missing):
+        if json.loads(storage.read_bytes(storage.join(output, "manifest.json"))).get("format") == FORMAT:
             return
     raise BadInput(
         str(output), "something that is no export", "a new folder or an earlier export", "choose another one"

@@ -5,17 +5,15 @@
     WORKDIR/checkpoints/<step>.manifest.json               size and SHA-256 of every file, written after the commit
 
 Orbax makes a step appear whole or not at all, but notices no flipped bit in it. The manifest does; a step without
-one is unfinished: it is not restored, and removed before the next save.
+one is unfinished: it is not restored, and removed before the next save. Checkpoints in object stores: `remote.py`.
 """
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
-import re
-import shutil
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,22 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from csfm_jax import config as config_lib
+from csfm_jax.training import remote_steps
+from csfm_jax.training.manifest import (
+    Difference,
+    differences,
+    finished_steps,
+    manifest_path,
+    read_manifest,
+    unfinished,
+    verify_step,
+    way_back,
+    write_manifest,
+)
 from csfm_jax.training.together import anywhere, barrier
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
-
-_MANIFEST = re.compile(r"(\d+)\.manifest\.json")
-_FILE_KEYS = {"size", "sha256"}  # what a manifest says of each file
+from data_pipelines.storage import Place
 
 
 class Checkpoints:
@@ -45,22 +54,27 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int):
-        if keep < 2:
-            raise BadInput(
-                "config.training.keep_checkpoints",
-                str(keep),
-                "2 or more: the last good step must stand while the next one is written",
-                "raise it",
-            )
-        self.folder = Path(folder).absolute()
+        check_keep(keep)
+        folder = Path(folder).absolute()
         if jax.process_index() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _remove_unfinished(self.folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in unfinished(folder):
+                storage.delete_tree(path)
         barrier("checkpoint folder cleaned")
-        _set_damaged_aside(self.folder)
+        set_damaged_aside(folder, lambda step: _damage_of_share(folder / str(step)), way_back)
+        if jax.process_index() == 0:
+            for step in finished_steps(folder)[-1:]:
+                remote_steps.join_hosts(folder / str(step))  # a copy of one that hosts sent to an object store
+        barrier("checkpoint folder examined")
+        self._open(folder, keep, orbax_context())
+
+    def _open(self, folder: Path, keep: int, context: ocp.Context) -> None:
+        self.folder = folder
+        # the process that Orbax lets write what is written once; the others do not see its folder's manifests made
+        self._leads = jax.process_index() == context.multiprocessing_options.primary_host
         self._orbax = ocp.training.Checkpointer(
             self.folder,
-            context=_context(),
+            context=context,
             # The loop decides when to save. Orbax's default policy would save as often as it can.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
@@ -127,76 +141,73 @@ class Checkpoints:
 
     def _seal(self, step: int, committed) -> None:
         committed.result()
-        if jax.process_index() == 0:
+        if self._leads:
             write_manifest(self.folder / str(step))
-            for number in _numbers(self.folder, manifests=True) - _numbers(self.folder, manifests=False):
-                _manifest_path(self.folder / str(number)).unlink()  # its step has been let go
+            for manifest in self.folder.glob("*.manifest.json"):
+                number = manifest.name.partition(".")[0]
+                if number.isdigit() and not (self.folder / number).exists():
+                    manifest.unlink()  # its step has been let go
 
 
-def _set_damaged_aside(folder: Path) -> None:
-    """Every process hashes its share of the latest step's files, and all agree on what is damaged."""
+def check_keep(keep: int) -> None:
+    """Refuses fewer than two checkpoints."""
+    if keep < 2:
+        raise BadInput(
+            "config.training.keep_checkpoints",
+            str(keep),
+            "2 or more: the last good step must stand while the next one is written",
+            "raise it",
+        )
+
+
+def _damage_of_share(step: Path) -> Difference | None:
+    # every process hashes its share of the files
+    return next(differences(step, jax.process_index(), jax.process_count(), True), None)
+
+
+def set_damaged_aside(
+    folder: Place, damage_of: Callable[[int], Difference | None], way_back: Callable[[Place], str]
+) -> None:
+    """Moves damaged steps, the latest first, to damaged-<step>, until one is intact; all processes agree on which.
+
+    Args:
+        folder: of checkpoints. damage_of: what this process finds wrong with a step. way_back: what the error advises.
+
+    Raises:
+        BadInput: steps there are, but none is intact.
+    """
     while steps := finished_steps(folder):
-        step = folder / str(steps[-1])
-        damage = next(_differences(step, jax.process_index(), jax.process_count(), True), None)
+        step = storage.join(folder, str(steps[-1]))
+        damage = damage_of(steps[-1])
         if not anywhere(damage is not None):
             return
         name, found, expected = damage or ("a file", "another process's finding", "the manifest's content")
         if len(steps) == 1:
-            raise BadInput(str(step / name), found, expected, _way_back(step))
+            raise BadInput(str(storage.join(step, name)), found, expected, way_back(step))
         if damage:
-            going = f"it is set aside as damaged-{step.name}, and the run goes on from step {steps[-2]}"
-            print(f"{step / name}: found {found}; expected {expected}; {going}", file=sys.stderr, flush=True)
-        barrier(f"step {step.name} examined")
+            going = f"it is set aside as damaged-{steps[-1]}, and the run goes on from step {steps[-2]}"
+            where = storage.join(step, name)
+            print(f"{where}: found {found}; expected {expected}; {going}", file=sys.stderr, flush=True)
+        barrier(f"step {steps[-1]} examined")
         if jax.process_index() == 0:
-            aside = folder / f"damaged-{step.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            step.rename(aside)
-            _manifest_path(step).rename(folder / f"damaged-{step.name}.manifest.json")
-        barrier(f"step {step.name} set aside")
+            aside = storage.join(folder, f"damaged-{steps[-1]}")
+            storage.delete_tree(aside)
+            storage.move(step, aside)
+            storage.move(manifest_path(step), storage.join(folder, f"damaged-{steps[-1]}.manifest.json"))
+        barrier(f"step {steps[-1]} set aside")
 
 
-def finished_steps(folder: Path) -> list[int]:
-    """Steps that have both a folder and a manifest, ascending."""
-    return sorted(_numbers(folder, manifests=True) & _numbers(folder, manifests=False))
-
-
-def write_manifest(step_folder: Path) -> None:
-    """Writes the size and SHA-256 of every file of a committed step beside it, atomically."""
-    files = {
-        path.relative_to(step_folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(step_folder.rglob("*"))
-        if path.is_file()
-    }
-    target = _manifest_path(step_folder)
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(_manifest_text(step_folder, files))
-    os.replace(temporary, target)
-
-
-def verify_step(step_folder: Path, *, shard: int = 0, shards: int = 1, content: bool = True) -> None:
-    """Compares a step with its manifest.
-
-    Args:
-        step_folder: CHECKPOINTS/<step>.
-        shard, shards: this process checks every `shards`-th file from `shard` on.
-        content: compare SHA-256 too; False compares sizes only.
-
-    Raises:
-        BadInput: names the first file that is missing, has another size or another content.
-    """
-    for name, found, expected in _differences(step_folder, shard, shards, content):
-        raise BadInput(str(step_folder / name), found, expected, _way_back(step_folder))
-
-
-def restore_params(path: str | Path, verify: bool = True) -> tuple[config_lib.Config, dict, dict]:
+def restore_params(path: Place, verify: bool = True) -> tuple[config_lib.Config, dict, dict]:
     """Reads what a run has learned as NumPy arrays; needs no mesh and none of the run's devices.
 
     That is the running average of the parameters where the checkpoint has one (`training.ema`), and else the
     parameters themselves: the one place where this is decided for everything that loads a checkpoint.
 
     Args:
-        path: a work directory (its latest finished step), its `checkpoints` folder, or one step's folder.
-        verify: hash every file of the step first; False compares sizes only.
+        path: a work directory (its latest finished step), its `checkpoints` folder, or one step's folder; here, or in
+            an object store.
+        verify: hash every file of the step first; False compares sizes only. What comes from an object store is
+            hashed on its way, with either.
 
     Returns:
         The run's configuration, the parameters (nested dict of float32 arrays), and the `run` item.
@@ -204,103 +215,71 @@ def restore_params(path: str | Path, verify: bool = True) -> tuple[config_lib.Co
     Raises:
         BadInput: no checkpoint there, or a file of it is missing or changed.
     """
-    folder = find_step(path)
-    verify_step(folder, content=verify)
-    with _context():
-        described = ocp.checkpointables_metadata(folder).metadata
-        item = "average" if "average" in described else "params"
-        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), described[item])
+    step = find_step(path)
+    item = "average" if any(name.startswith("average/") for name in read_manifest(step) or ()) else "params"
+    with _here(step, (item, "run"), verify) as folder, orbax_context():
+        described = ocp.checkpointables_metadata(folder).metadata[item]
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), described)
         items = ocp.load_checkpointables(folder, {item: wanted, "run": None})
     return config_lib.from_dict(items["run"]["config"]), _integer_keys(items[item]), items["run"]
 
 
-def find_step(path: str | Path) -> Path:
+def read_run(path: Place) -> dict:
+    """The `run` item of a checkpoint, which is named as for `restore_params`; files' sizes are compared only."""
+    with _here(find_step(path), ("run",), verify=False) as folder, orbax_context():
+        return ocp.load_checkpointables(folder, dict(run=None))["run"]
+
+
+@contextlib.contextmanager
+def _here(step: Place, items: tuple[str, ...], verify: bool) -> Iterator[Path]:
+    """The folder of a step; of one in an object store, a copy of some items, which is gone afterwards."""
+    if not storage.is_remote(step):
+        verify_step(step, content=verify)
+        remote_steps.join_hosts(step)
+        yield step
+        return
+    with tempfile.TemporaryDirectory(prefix="csfm-checkpoint-") as folder:
+        copy = Path(folder, storage.name_of(step))
+        if damage := remote_steps.fetch(step, copy, items):
+            name, found, expected = damage
+            raise BadInput(storage.join(step, name), found, expected, remote_steps.way_back(step))
+        yield copy
+
+
+def find_step(path: Place) -> Place:
     """The folder of the step that a work directory, a checkpoints folder or a step's folder stands for."""
-    path = Path(path).absolute()
-    if path.name.isdigit() and _manifest_path(path).is_file():
+    path = storage.absolute(path)
+    if storage.name_of(path).isdigit() and storage.exists(manifest_path(path)):
         return path
-    for folder in (path / "checkpoints", path):
-        if folder.is_dir() and (steps := finished_steps(folder)):
-            return folder / str(steps[-1])
+    for folder in (storage.join(path, "checkpoints"), path):
+        if steps := finished_steps(folder):
+            return storage.join(folder, str(steps[-1]))
     raise BadInput(
         str(path),
-        "no finished checkpoint" if path.exists() else "nothing",
+        "no finished checkpoint" if storage.exists(path) else "nothing",
         "a work directory of csfm train, its checkpoints folder, or one step in it with its manifest beside it",
         "correct the path, or train until the first checkpoint is written",
     )
 
 
-def _context() -> ocp.Context:
+def orbax_context(*, apart: bool = False) -> ocp.Context:
+    """How Orbax saves and loads.
+
+    Args:
+        apart: each process saves what it holds into a folder that the others do not see.
+    """
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="run")  # a dict of plain values, as one JSON file
-    context = ocp.Context()
-    context.checkpointables.registry = registry
-    return context
+    made = ocp.Context()
+    made.checkpointables.registry = registry
+    if apart and jax.process_count() > 1:
+        made.multiprocessing.primary_host = jax.process_index()  # each is the first in its own folder
+        made.array.saving.array_metadata_store = None  # Orbax would look there for every process's
+    return made
 
 
 def _present(**items) -> dict:
     return {name: item for name, item in items.items() if item is not None}
-
-
-def _numbers(folder: Path, *, manifests: bool) -> set[int]:
-    if manifests:
-        return {int(m[1]) for p in folder.iterdir() if (m := _MANIFEST.fullmatch(p.name))}
-    return {int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir()}
-
-
-def _manifest_text(step_folder: Path, files: dict) -> str:
-    return json.dumps({"format": 1, "step": int(step_folder.name), "files": files}, indent=1)
-
-
-def _manifest_path(step_folder: Path) -> Path:
-    return step_folder.parent / f"{step_folder.name}.manifest.json"
-
-
-def _remove_unfinished(folder: Path) -> None:
-    finished = set(finished_steps(folder))
-    for path in folder.iterdir():
-        number = re.match(r"\d+", path.name)
-        if number is None or (int(number[0]) in finished and path.name in (number[0], f"{number[0]}.manifest.json")):
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _differences(step_folder: Path, shard: int, shards: int, content: bool):
-    try:
-        text = _manifest_path(step_folder).read_text()
-        files = json.loads(text)["files"]
-        # written in exactly one way, so that a change shows anywhere in it
-        readable = text == _manifest_text(step_folder, files) and all(f.keys() == _FILE_KEYS for f in files.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        readable = False
-    if not readable:
-        yield f"../{step_folder.name}.manifest.json", "no readable manifest", "the one written after the commit"
-        return
-    for name in sorted(files)[shard::shards]:
-        path, wanted = step_folder / name, files[name]
-        if not path.is_file():
-            yield name, "no such file", f"{wanted['size']} bytes"
-        elif path.stat().st_size != wanted["size"]:
-            yield name, f"{path.stat().st_size} bytes", f"{wanted['size']} bytes (truncated or changed)"
-        elif content and (actual := _sha256(path)) != wanted["sha256"]:
-            yield name, f"SHA-256 {actual[:12]}...", f"{wanted['sha256'][:12]}... (the file's content has changed)"
-
-
-def _way_back(step_folder: Path) -> str:
-    others = [s for s in finished_steps(step_folder.parent) if s < int(step_folder.name)]
-    for step in reversed(others):
-        if not any(_differences(step_folder.parent / str(step), 0, 1, True)):
-            back = f"delete the folder {step_folder} to go on from step {step} (intact)"
-            return f"restore the file from a copy, or {back}"
-    return "restore the file from a copy; no older step here is intact"
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _integer_keys(tree):

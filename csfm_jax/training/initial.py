@@ -2,7 +2,6 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ from csfm_jax.encoding import LoadedEncoder, load
 from csfm_jax.training import record
 from csfm_jax.training.state import TrainState
 from data_pipelines.errors import BadInput
+from data_pipelines.storage import absolute
 from data_pipelines.store import Store, check_spec
 
 # What may differ from the weights' own configuration: how they are run, not what they are.
@@ -56,7 +56,7 @@ def read(path: str, config: Config, stores: list[Store], tokenizer: str | None) 
     trained = record.trained_on(loaded.provenance)
     subjects = sorted(subject.decode() for subject in trained.subjects)
     about = {name: loaded.provenance[name] for name in ("step", "sha256") if name in loaded.provenance}
-    about |= {"path": str(Path(path).absolute()), "preprocessing": str(loaded.spec)}
+    about |= {"path": str(absolute(path)), "preprocessing": str(loaded.spec)}
     about["hashes"] = None if trained.hashes is None else sorted(map(list, trained.hashes))
     about["subjects"] = record.summary(subjects) if trained.complete else None
     return Initial(nnx.to_pure_dict(nnx.state(loaded.encoder, nnx.Param)), about, subjects)
@@ -83,7 +83,7 @@ def check_resumed(path: str | None, saved: dict, where: str) -> None:
         path: of this command, or None. saved: `run` of the checkpoint. where: the work directory.
     """
     began = (saved.get("initial") or {}).get("path")
-    if path is not None and str(Path(path).absolute()) != began:
+    if path is not None and str(absolute(path)) != began:
         found = f"a run that began from {began or 'a random initialisation'}"
         raise BadInput(where, found, f"one that began from --init={path}", "choose another --workdir for another run")
 

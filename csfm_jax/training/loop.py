@@ -17,23 +17,25 @@ from csfm_jax.training.checkpoint import Checkpoints
 from csfm_jax.training.goodput import Goodput
 from csfm_jax.training.metrics import Interval, Log, Speed, averages, batch_facts, interval_from, interval_values
 from csfm_jax.training.optimizer import learning_rate, make_optimizer
+from csfm_jax.training.remote import Workdir
 from csfm_jax.training.state import Blueprint, TrainState, blueprint
 from csfm_jax.training.stopping import RunStopped, StopRequest
 from csfm_jax.training.watching import Watch
 from data_pipelines import masking, windows
 from data_pipelines.errors import BadInput
 from data_pipelines.loader import Loader, evaluation_batches, make_loader
+from data_pipelines.storage import Place
 from data_pipelines.store import open_stores
 from data_pipelines.text import choose_tokenizer
 
 
-def train(config: Config, workdir: Path, *, command: str, init: str | None = None) -> int:
+def train(config: Config, workdir: Place, *, command: str, init: str | None = None) -> int:
     """Trains to `config.training.steps`, or goes on where an earlier call with this work directory stopped.
 
     Args:
-        config: the whole run. workdir: made if absent; see `record.write_folder`, `metrics.Log` and `checkpoint` for
-            what lies in it. command: kept with the run. init: weights to begin from, see `initial.read`; a run that
-            goes on has no more use for them.
+        config: the whole run. workdir: a folder, or one in an object store; made if absent; see `remote.Workdir`,
+            `record.write_folder`, `metrics.Log` and `checkpoint` for what lies in it. command: kept with the run.
+            init: weights to begin from, see `initial.read`; a run that goes on has no more use for them.
 
     Returns:
         The last step that was made; below `config.training.steps` when a signal ended the run.
@@ -53,9 +55,10 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
         rate = learning_rate(config.optimizer, config.training.steps)
         optimizer = make_optimizer(config.optimizer, config.training.steps)
         stores = open_stores(config.data.stores, config.data.verify)
-        workdir.mkdir(parents=True, exist_ok=True)
-        _cache_compilations(workdir)
-        checkpoints = Checkpoints(workdir / "checkpoints", keep=config.training.keep_checkpoints)
+        home = until_end.enter_context(Workdir(workdir))
+        folder = home.folder  # of this host; the work directory itself, unless that is in an object store
+        _cache_compilations(folder)
+        checkpoints = home.checkpoints(config.training.keep_checkpoints)
         until_end.callback(checkpoints.close)
         saved = checkpoints.read_run()
         tokenizer = choose_tokenizer(stores, config.tokens, config.data.tokenizer)
@@ -66,7 +69,7 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
             initial.check_resumed(init, saved, str(workdir))
         begun = initial.read(init, config, stores, tokenizer) if init and not saved else None
         about["initial"] = begun.about if begun else saved.get("initial")
-        loader = _loader(config, stores, workdir / "plans", saved.get("data"), sharding.rows_share(mesh))
+        loader = _loader(config, stores, folder / "plans", saved.get("data"), sharding.rows_share(mesh))
         until_end.callback(loader.close)
 
         plan = blueprint(config, optimizer, mesh)
@@ -76,19 +79,20 @@ def train(config: Config, workdir: Path, *, command: str, init: str | None = Non
         done = saved.get("step", 0)
         writes = jax.process_index() == 0
         if writes:
-            record.write_folder(workdir, about, record.trained_subjects(stores, config))
+            record.write_folder(folder, about, record.trained_subjects(stores, config))
             if begun:
-                record.write_subjects(workdir / record.SUBJECTS_BEFORE, begun.subjects)
+                record.write_subjects(folder / record.SUBJECTS_BEFORE, begun.subjects)
             _print_start(config, plan, loader, done)
-        log = until_end.enter_context(Log(workdir, done=done, steps=config.training.steps, write=writes))
+            home.send()
+        log = until_end.enter_context(Log(folder, done=done, steps=config.training.steps, write=writes))
         until_end.enter_context(sharding.use(mesh))
 
-        goodput = Goodput(workdir / "goodput.json", began, resumed=done > 0, write=writes)
+        goodput = Goodput(folder / "goodput.json", began, resumed=done > 0, write=writes)
         run = Run(config, plan, loader, checkpoints, log, about, goodput)
         run.interval = interval_from(saved["interval"]) if saved else Interval()
-        validation = Validation(config, plan, stores, workdir / "plans", mesh)
+        validation = Validation(config, plan, stores, folder / "plans", mesh)
         train_step = step.make_train_step(plan, optimizer, rate, config)
-        watch = until_end.enter_context(Watch(config.training, workdir / "profile"))
+        watch = until_end.enter_context(Watch(config.training, folder / "profile"))
         goodput.started()
         number = done  # a run that is complete makes no step
         for number in range(done + 1, config.training.steps + 1):
@@ -282,10 +286,10 @@ def _loader(config: Config, stores, plans_dir: Path, state: dict | None, share: 
     return loader
 
 
-def _cache_compilations(workdir: Path) -> None:
+def _cache_compilations(folder: Path) -> None:
     # A restart then compiles nothing; what takes less than a second is not worth a file.
     if jax.config.jax_compilation_cache_dir is None:  # a cache that several runs share may be set in the environment
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

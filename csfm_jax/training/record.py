@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from csfm_jax.config import Config, from_dict
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNELS
 from data_pipelines.store import Store
@@ -151,22 +152,23 @@ def trained_on(provenance: dict) -> TrainedOn:
     """
     if "path" not in provenance:
         return TrainedOn(set(), complete=True)  # never trained
-    folder, initial = Path(provenance["path"]).parent.parent, provenance.get("initial")
-    lists = [_read_subjects(folder / SUBJECTS, provenance.get("subjects"))]
+    folder = storage.parent(storage.parent(storage.place(provenance["path"])))
+    initial = provenance.get("initial")
+    lists = [_read_subjects(storage.join(folder, SUBJECTS), provenance.get("subjects"))]
     stores = (provenance.get("stores") or {}).values()
     ways = [[(s["key"], s["people"]) for s in stores] if stores and all("key" in s for s in stores) else None]
     if initial is not None:
-        lists.append(_read_subjects(folder / SUBJECTS_BEFORE, initial["subjects"]))
+        lists.append(_read_subjects(storage.join(folder, SUBJECTS_BEFORE), initial["subjects"]))
         ways.append(initial.get("hashes"))
     hashes = None if None in ways else frozenset((key, people) for way in ways for key, people in way)
     return TrainedOn(set().union(*(known for known in lists if known)), None not in lists, hashes)
 
 
-def _read_subjects(path: Path, expected: dict | None) -> set[bytes] | None:
-    if expected is None or not path.is_file():
+def _read_subjects(path: storage.Place, expected: dict | None) -> set[bytes] | None:
+    if expected is None or not storage.exists(path):
         return None
     try:
-        lines = gzip.decompress(path.read_bytes()).split()
+        lines = gzip.decompress(storage.read_bytes(path)).split()
     except (OSError, EOFError, zlib.error):
         lines = []
     if (found := hashlib.sha256(b"\n".join(lines)).hexdigest()) != expected["sha256"]:

@@ -1,0 +1,184 @@
+"""A run whose work directory is in an object store (gs://, s3://): written here, sent there.
+
+Orbax saves into a local folder of each host, as it does for a local run; finished files then go through
+`data_pipelines.storage`. TensorStore could write to S3 and GCS itself, but with credentials, endpoints and retries of
+its own, and Orbax commits a step there by renaming or by marks that a copy loses. Here there is one way to any bucket,
+tried again after a lost connection, and one rule: data first, the manifest last. What lies there after a run of one
+process is, file by file, what a local run leaves. The price is room on each host's disk for two checkpoints: its own
+part of those that are saved, and a whole one at a restart.
+
+    WORKDIR/checkpoints/<step>/, <step>.manifest.json     as in a folder; damaged-<step>
+    WORKDIR/checkpoints/<step>.part-<process>.json        what one of several processes has sent; gone with the manifest
+    WORKDIR/*.json, *.jsonl, ...                          the record and the lines of the run
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+
+from csfm_jax.training import remote_steps
+from csfm_jax.training.checkpoint import Checkpoints, check_keep, orbax_context, set_damaged_aside
+from csfm_jax.training.manifest import (
+    Difference,
+    finished_steps,
+    manifest_path,
+    manifest_text,
+    read_manifest,
+    unfinished,
+)
+from csfm_jax.training.together import barrier
+from data_pipelines import storage
+from data_pipelines.errors import BadInput
+from data_pipelines.storage import Place
+
+_FILES_AT_ONCE = 4  # each large one goes in several parts at once besides
+_LIMIT = 3600  # seconds that processes wait for the slowest sender
+_LINES = ("metrics.jsonl", "validation.jsonl", "skipped.jsonl", "goodput.json")  # what a restart goes on with
+
+
+class Workdir:
+    """The work directory of a run, and the folder of this host where the run's files are written.
+
+    In a local run they are the same. Otherwise the folder is below CSFM_RUNS (~/.cache/csfm/runs without); its files,
+    but not what is in its folders (tensorboard/, plans/, compilation_cache/, profile/), are sent at every checkpoint
+    and at the end by process 0; a restart, here or elsewhere, fetches the lines that it appends to.
+
+    Attributes:
+        place: the work directory. folder: where its files are written.
+    """
+
+    def __init__(self, place: Place):
+        self.place, self._sent = place, {}
+        self.folder = _local_folder(place) if storage.is_remote(place) else place
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self):
+        if storage.is_remote(self.place) and jax.process_index() == 0:
+            # What is there counts, not what an earlier run may have left here: it goes with the checkpoints.
+            for path in self._files():
+                path.unlink()
+            for name in _LINES:
+                address = storage.join(self.place, name)
+                if storage.exists(address):
+                    storage.download(address, self.folder / name)
+            print(f"{self.place}: plans, TensorBoard and compiled programs are kept in {self.folder}", flush=True)
+        return self
+
+    def checkpoints(self, keep: int) -> Checkpoints:
+        """Its checkpoints, of which `keep` stay."""
+        folder = self.folder / "checkpoints"
+        if not storage.is_remote(self.place):
+            return Checkpoints(folder, keep=keep)
+        return RemoteCheckpoints(storage.join(self.place, "checkpoints"), folder, keep=keep, before_seal=self.send)
+
+    def send(self) -> None:
+        """Sends the folder's own files, those that have changed; process 0's only."""
+        if not storage.is_remote(self.place) or jax.process_index() != 0:
+            return
+        for path in self._files():
+            # A line may be half written; it is complete in the next copy, or dropped by the restart that repeats it.
+            data = path.read_bytes()
+            digest = hashlib.sha256(data).digest()
+            if self._sent.get(path.name) != digest:
+                storage.write_bytes(storage.join(self.place, path.name), data)
+                self._sent[path.name] = digest
+
+    def _files(self) -> list[Path]:
+        return sorted(p for p in self.folder.iterdir() if p.is_file() and p.suffix != ".tmp")
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            self.send()
+        except BadInput as failed:
+            if kind is None:
+                raise
+            print(f"the last lines were not sent: {failed}", file=sys.stderr, flush=True)  # the first error counts
+
+
+class RemoteCheckpoints(Checkpoints):
+    """Checkpoints in an object store; used as `Checkpoints`, whose errors and these it raises.
+
+    Args:
+        place: WORKDIR/checkpoints. folder: a local one, where steps are on their way; emptied here.
+        keep: how many of the latest steps stay there. before_seal: called by every process, in the background, when a
+            step's files have been sent and its manifest not yet.
+
+    Raises:
+        BadInput: steps there are, but none is intact; or the object store does not answer.
+    """
+
+    def __init__(self, place: str, folder: Path, *, keep: int, before_seal: Callable[[], None] = lambda: None):
+        check_keep(keep)
+        self.place, self._keep, self._before_seal = place, keep, before_seal
+        own = Path(folder).absolute() / f"process-{jax.process_index()}"  # processes may share a disk
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir(parents=True)
+        if jax.process_index() == 0:
+            for left in unfinished(place):
+                storage.delete_tree(left)
+        barrier("checkpoints cleaned")
+        # Every process brings the whole step: which part it needs depends on a mesh that may be another one by now.
+        set_damaged_aside(place, lambda step: self._bring(step, own), remote_steps.way_back)
+        self._latest = max(finished_steps(place), default=None)
+        # Of the steps here only the latest is of any use.
+        self._open(own, 1, orbax_context(apart=True))
+
+    def latest(self) -> int | None:
+        return self._latest
+
+    def _bring(self, step: int, folder: Path) -> Difference | None:
+        here = folder / str(step)
+        damage = remote_steps.fetch(storage.join(self.place, str(step)), here)
+        if damage:
+            shutil.rmtree(here, ignore_errors=True)
+        return damage
+
+    def _seal(self, step: int, committed) -> None:
+        super()._seal(step, committed)  # here
+        me, everyone = jax.process_index(), jax.process_count()
+        there = storage.join(self.place, str(step))
+        files = remote_steps.own_files(read_manifest(self.folder / str(step)), me, everyone)
+
+        def send(name: str) -> None:
+            storage.upload(self.folder / str(step) / name, storage.join(there, name), files[name]["sha256"])
+
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            list(pool.map(send, files))
+        if everyone > 1:
+            storage.write_bytes(_part_path(there, me), json.dumps(files).encode())
+            barrier(f"files of step {step} sent", _LIMIT)
+        self._before_seal()
+        if me == 0:
+            parts = [_part_path(there, n) for n in range(everyone) if everyone > 1]
+            for part in parts:
+                files |= json.loads(storage.read_bytes(part))
+            storage.write_bytes(manifest_path(there), manifest_text(there, files).encode())
+            for part in parts:
+                storage.delete_tree(part)
+            self._let_go()
+        self._latest = step
+
+    def _let_go(self) -> None:
+        for step in finished_steps(self.place)[: -self._keep]:
+            gone = storage.join(self.place, str(step))
+            storage.delete_tree(manifest_path(gone))  # first: what is half removed is no step
+            storage.delete_tree(gone)
+
+
+def _part_path(step: str, process: int) -> str:
+    return f"{step}.part-{process}.json"
+
+
+def _local_folder(place: str) -> Path:
+    """The same folder whenever the same work directory is given on this host."""
+    base = Path(os.environ.get("CSFM_RUNS") or Path.home() / ".cache" / "csfm" / "runs").absolute()
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", storage.name_of(place))[:60]
+    return base / f"{readable}-{hashlib.sha256(place.encode()).hexdigest()[:16]}"

@@ -71,6 +71,9 @@ class Plans:
         # where the stores lie and who reads them decide nothing; neither do rows: a plan has rows, not batches
         for name in ("stores", "tokenizer", "rows", "workers", "verify"):
             del data[name]
+        for name in ("begin", "end"):  # they came later: plans without them are what they were
+            if not data["window"][name]:
+                del data["window"][name]
         tokens = dataclasses.asdict(self._tokens)
         del tokens["text_vocabulary"]
         tokens["patch"] = {name: self._tokens.patch[name] for name in self._tokens.modalities}

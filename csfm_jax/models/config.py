@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from csfm_jax.tasks import config as adaptation
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import MODALITIES
 from data_pipelines.windows import used_channels
@@ -65,7 +66,7 @@ _CHOICES = {
     "config.encoder.remat": ("none", "dots", "full"),
     "config.encoder.compute": ("float32", "bfloat16"),
     "config.encoder.attention": ("auto", "reference", "dense", "blocks", "splash"),
-    "config.objective.name": ("reconstruction",),
+    "config.objective.name": ("reconstruction", "supervised"),
 }
 
 
@@ -92,6 +93,7 @@ def check(config: "Config") -> None:
     if not 0.0 <= config.encoder.dropout < 1.0:
         raise BadInput("config.encoder.dropout", str(config.encoder.dropout), "a number in [0, 1)", "correct it")
     _check_tokens(config)
+    adaptation.check(config)
     longest = longest_seconds(config.encoder)
     if config.data.window.seconds > longest + 1e-6:
         raise BadInput(

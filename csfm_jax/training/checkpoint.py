@@ -203,6 +203,12 @@ def restore_params(path: str | Path, verify: bool = True) -> tuple[config_lib.Co
     return config_lib.from_dict(items["run"]["config"]), _integer_keys(items["params"]), items["run"]
 
 
+def read_run(folder: Path) -> dict:
+    """The `run` item of a finished step, its arrays left alone."""
+    with _context():
+        return ocp.load_checkpointables(folder, dict(run=None))["run"]
+
+
 def find_step(path: str | Path) -> Path:
     """The folder of the step that a work directory, a checkpoints folder or a step's folder stands for."""
     path = Path(path).absolute()

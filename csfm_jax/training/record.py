@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from csfm_jax.config import Config
+from csfm_jax.config import Config, from_dict
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNELS
 from data_pipelines.store import Store
@@ -186,7 +186,8 @@ def check_resumable(saved: dict, now: dict, where: str) -> None:
         BadInput: names the config fields, the preprocessing versions, or the data that differ.
     """
     remedy = "give the same command as before, or another --workdir for another run"
-    before, after = _flat(saved["config"]), _flat(now["config"])
+    # fields that came later than the checkpoint have their defaults in it
+    before, after = _flat(from_dict(saved["config"]).to_dict()), _flat(now["config"])
     changed = [
         f"config.{name} = {after.get(name)} (was {before.get(name)})"
         for name in sorted(before.keys() | after.keys())

@@ -71,7 +71,7 @@ class Attention(Head):
         weight = jnp.where((read.segment > 0)[..., None], jnp.exp(scores - largest), 0.0)
         total = jnp.einsum("bvs,bvh->bsh", member.astype(jnp.float32), weight)
         pooled = jnp.einsum("bvs,bvh,bvhd->bshd", member.astype(jnp.float32), weight, values)
-        pooled /= jnp.maximum(total, 1e-30)[..., None]
+        pooled /= jnp.where(total > 0, total, 1.0)[..., None]
         return pooled.reshape(*pooled.shape[:2], heads * head_dim)
 
 

@@ -79,11 +79,10 @@ def cox(log_hazard: jax.Array, labels: jax.Array) -> Losses:
     known = known.all(axis=-1).reshape(-1)
     event, time = (truth[..., i].reshape(-1) for i in range(2))
     risk = log_hazard.reshape(-1)
-    at_risk = known & (time[None, :] >= time[:, None])  # [who has the event, who is still observed]
-    largest = jax.lax.stop_gradient(jnp.max(jnp.where(known, risk, -jnp.inf), initial=-1e30))
-    total = jnp.where(at_risk, jnp.exp(risk - largest), 0.0).sum(axis=1)
+    # [who has the event, who is still observed]; everybody is in a set of their own, so that none is empty
+    at_risk = (known & (time[None, :] >= time[:, None])) | jnp.eye(len(time), dtype=bool)
     happened = known & (event > 0.5)
-    value = jnp.log(jnp.where(happened, total, 1.0)) + largest - risk
+    value = jax.nn.logsumexp(jnp.where(at_risk, risk, -jnp.inf), axis=1) - risk
     shape = labels.shape[:-1]
     return _masked(value.reshape(shape), happened.reshape(shape))
 

@@ -10,7 +10,6 @@ from sklearn.metrics import log_loss
 
 from csfm_jax.objectives import losses
 
-
 # jitted: op by op, every one is compiled for itself
 bce, asymmetric, focal, cross_entropy, huber_loss, squared, cox = (
     jax.jit(losses.BY_NAME[name]) for name in ("bce", "asymmetric", "focal", "cross_entropy", "huber", "squared", "cox")

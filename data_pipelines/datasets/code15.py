@@ -40,9 +40,9 @@ class CODE15(Source):
 class CODE15HDF5(Source):
     """As published: `exams.csv` and `exams_part0.hdf5` ... `exams_part17.hdf5` (datasets "tracings" and "exam_id").
 
-    The whole CODE dataset has the same layout. Labels: "abnormality/1dAVb" ..., "death" and "followup_years" if follow-up tells,
-    age, sex.
-    Zenodo's note on units is at odds with itself; the values are taken as mV, as the 2025 Challenge does.
+    The whole CODE dataset has the same layout. Labels: "abnormality/1dAVb" ..., "death" and "followup_years" if
+    follow-up tells, age, sex. Zenodo's note on units is at odds with itself; the values are taken as mV, as the 2025
+    Challenge does.
     """
 
     name = "code15"

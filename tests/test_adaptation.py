@@ -11,17 +11,20 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from test_step import fake_batch  # rows of windows of different lengths, the last one empty
 
 from csfm_jax import config as config_lib
 from csfm_jax import objectives, sharding
 from csfm_jax.models import config as model_config
 from csfm_jax.tasks.config import AdaptationConfig
 from csfm_jax.training.adaptation import rate_factors, run_optimizer
-from csfm_jax.training.optimizer import make_optimizer
+from csfm_jax.training.optimizer import learning_rate, make_optimizer
 from csfm_jax.training.state import blueprint
+from csfm_jax.training.step import make_train_step, to_global
 from data_pipelines.errors import BadInput
 
 DEPTH = 3
+FAKE = {"rows": 8, "row_tokens": 48, "row_visible": 20, "row_windows": 4}  # the shape of `fake_batch`
 
 
 def config_of(adaptation, **more):
@@ -46,7 +49,15 @@ def parameters(config):
 
 def updates(config, make):
     """The first update of random gradients."""
-    params = parameters(config)
+    whole = parameters(config)
+    encoder = whole["encoder"]["transformer"]
+    params = {  # one of each kind: the rule is the same for all
+        "encoder": {
+            "tokenizer": {"cls": whole["encoder"]["tokenizer"]["cls"]},
+            "transformer": {"blocks": {"up": encoder["blocks"]["up"]}, "norm": {"scale": encoder["norm"]["scale"]}},
+        },
+        "head": whole["head"],
+    }
     gradients = jax.tree.map(lambda x: np.cos(x).astype(np.float32), params)
     optimizer = make(config)
     found, _ = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p))(gradients, params)
@@ -89,6 +100,29 @@ def test_a_frozen_encoder_has_no_moments(adaptation):
     assert plan.abstract.params.keys() == {"encoder", "head", *(["lora"] if "lora_rank" in adaptation else [])}
     moments = optax.tree_utils.tree_get(plan.abstract.optimizer, "mu")
     assert moments.keys() == plan.abstract.params.keys() - {"encoder"}
+
+
+def test_a_step_moves_head_and_adapters_and_no_bit_of_a_frozen_encoder():
+    target = {"task": "simulated_heart_rate", "labels": ["heart_rate"], "mean": [80.0], "scale": [20.0]}
+    config = config_of({"trainable": "lora", "lora_rank": 2} | target, data=FAKE)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    optimizer = run_optimizer(config)
+    plan, batch = blueprint(config, optimizer, mesh), fake_batch(0)
+    params = parameters(config)
+    zero = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), plan.abstract)
+    truth = np.where(batch.window >= 0, 95.0, np.nan).astype(np.float32)[..., None]
+    with sharding.use(mesh):
+        step = make_train_step(plan, optimizer, learning_rate(config.optimizer, 10), config)
+        state = jax.tree.map(jax.device_put, zero._replace(params=params), plan.shardings)
+        state, metrics = jax.device_get(step(state, to_global(batch._replace(labels=truth), mesh)))
+    jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], params["encoder"])
+    for part in ("head", "lora"):
+        for leaf, before in zip(jax.tree.leaves(state.params[part]), jax.tree.leaves(params[part])):
+            assert (leaf != before).any(), part
+    windows = (batch.window >= 0).sum()
+    assert metrics.made and metrics.counts["mae/heart_rate"] == metrics.counts["loss/simulated_heart_rate"] == windows
+    # Huber's loss beyond its corner is |error| - 1/2 in deviations; the error is in beats a minute
+    assert metrics.sums["mae/heart_rate"] / windows > 20 * metrics.loss
 
 
 @pytest.mark.parametrize(
@@ -147,10 +181,6 @@ def test_two_devices_give_the_loss_and_gradient_of_one():
 
 def compared() -> dict:
     """Of every case: loss, norm of its gradient and what it is a mean over, on one device and on two."""
-    from test_step import fake_batch  # rows of windows of different lengths, the last one empty
-
-    from csfm_jax.training.step import to_global
-
     found, rng, batch = {}, np.random.default_rng(0), fake_batch(0)
     labels = np.stack([rng.random(batch.window.shape) < 0.5, rng.integers(1, 9, batch.window.shape)], axis=-1)
     labels = np.where((batch.window >= 0)[..., None], labels, np.nan).astype(np.float32)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from csfm_jax.models.backbone_config import BackboneConfig
 from csfm_jax.models.config import DecoderConfig, EncoderConfig
+from csfm_jax.tasks.config import AdaptationConfig
 from data_pipelines.config import DataConfig, TokenConfig
 from data_pipelines.errors import BadInput
 
@@ -25,7 +26,7 @@ class ObjectiveConfig:
     """What is predicted, and how much each kind of token counts.
 
     Attributes:
-        name: "reconstruction" (masked patches and masked text tokens).
+        name: "reconstruction" (masked patches and masked text tokens), or "supervised" (a task: `adaptation`).
         normalise_target: z-score every target patch (He et al. 2022).
         weights: modality (or "text") -> weight of its mean loss; 1 for those not named.
     """
@@ -108,6 +109,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (str, float, int, bool, lists, dicts), as JSON keeps them."""
@@ -120,9 +122,13 @@ _OPEN = {"tokens.patch", "data.weights", "data.mask.weights", "objective.weights
 
 def default() -> "ml_collections.ConfigDict":
     """All defaults as a ConfigDict; a config file starts from it and sets what differs."""
+    return _as_dict(Config())
+
+
+def _as_dict(config: Config) -> "ml_collections.ConfigDict":
     import ml_collections
 
-    config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
+    config = ml_collections.ConfigDict(dataclasses.asdict(config))
     for path in _OPEN:
         node = config
         for part in path.split("."):
@@ -212,24 +218,33 @@ def load(name_or_path: str, overrides: list[str] = ()) -> Config:
     Raises:
         BadInput: unknown file or field, a file that fails, or a value that does not parse as the field's type.
     """
+    path = find(name_or_path)
+    return _overridden(lambda: runpy.run_path(str(path))["get_config"](), overrides, name_or_path)
+
+
+def override(config: Config, overrides: list[str]) -> Config:
+    """Applies `--config.section.field=value` words to a configuration that is at hand; raises as `load`."""
+    return _overridden(lambda: _as_dict(config), overrides, "of the checkpoint")
+
+
+def _overridden(make, overrides: list[str], name: str) -> Config:
     from absl import flags
     from ml_collections import config_flags
 
-    path = find(name_or_path)
     for word in overrides:
         _check_known(word)
     added = [word for word in overrides if _adds_key(word)]  # ConfigDict's own flags know no new keys
     words = ["csfm", *(word for word in overrides if word not in added)]
     try:
         values = flags.FlagValues()
-        config = runpy.run_path(str(path))["get_config"]()
+        config = make()
         # without sys_argv it would take the overrides that it knows from this process's own command line
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
         values(words)
         raw = values.config.to_dict()
     except Exception as error:  # a config file is a program, and fails in any way that programs do
         raise BadInput(
-            f"--config={name_or_path}",
+            f"--config={name}",
             f"{type(error).__name__}: {' '.join(str(error).split())}",
             "a config file that runs, known fields, values of their types",
             "see the shipped configs, and the dataclasses in csfm_jax/config.py and data_pipelines/config.py",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from flax import nnx
 
 from csfm_jax.config import Config
 from csfm_jax.embedding import Embedding, Window, given_channels, window_of
+from csfm_jax.models import lora
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.models.vocabulary import Vocabulary
 from csfm_jax.spread import OverDevices
@@ -300,11 +301,29 @@ def load(path: Place) -> LoadedEncoder:
         return load_published_csfm(path)
     step = find_step(path)
     config, params, run = restore_params(step)
-    encoder = with_params(
-        lambda: Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(0)), params["encoder"], str(step)
-    )
+    params = lora.encoder_params(params, config.adaptation)
+    encoder = with_params(lambda: Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(0)), params, str(step))
     spec, tokenizer = _spec_of(run, str(step)), run.get("tokenizer")
     return LoadedEncoder(config, encoder, spec, tokenizer, _provenance(step, run))
+
+
+class About(NamedTuple):
+    """What is known of weights without reading them: the run's configuration, and where they come from."""
+
+    config: Config
+    provenance: dict[str, Any]
+
+
+def about(path: Place) -> About:
+    """Reads what a checkpoint, or a file of published weights, says of itself; arguments and errors as of `load`."""
+    from csfm_jax.config import from_dict
+    from csfm_jax.training.checkpoint import find_step, read_run
+
+    if not is_remote(path) and Path(path).is_file():
+        loaded = load(path)
+        return About(loaded.config, loaded.provenance)
+    step, run = find_step(path), read_run(path)
+    return About(from_dict(run["config"]), _provenance(step, run))
 
 
 def load_objective(path: Place) -> tuple[Any, LoadedEncoder]:

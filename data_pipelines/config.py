@@ -36,12 +36,15 @@ class WindowConfig:
         minimum_seconds: recordings below it are counted and skipped.
         most_per_recording: windows that one recording may give in one epoch (it gives one per `seconds` otherwise).
         random_start: jitter the starts by epoch (training); False tiles the recording from its start (evaluation).
+        begin, end: seconds of every recording between which windows lie; an end of 0 is the recording's own.
     """
 
     seconds: float = 10.0
     minimum_seconds: float = 2.0
     most_per_recording: int = 1_000_000
     random_start: bool = True
+    begin: float = 0.0
+    end: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,7 @@ def make_loader(
     host: int = 0,
     hosts: int = 1,
     state: dict | None = None,
+    hide: bool = True,
     label_names: Sequence[str] = (),
 ) -> Loader:
     """Batches for training, without end.
@@ -228,12 +229,13 @@ def make_loader(
         plans_dir: a folder for plans, of this host or shared.
         host, hosts: which slice of every global batch.
         state: of an earlier loader; None starts at epoch 0.
+        hide: False makes every token visible and none a target (V = T), for supervised training.
         label_names: labels to deliver, in this order.
 
     Raises:
         BadInput: bad config, no window, a window larger than a row, or a state of other stores or settings.
     """
-    rows = Rows(stores, tokens, data, split, plans_dir, label_names=label_names)
+    rows = Rows(stores, tokens, data, split, plans_dir, hide, label_names=label_names)
     return Loader(rows, host, hosts, state)
 
 

@@ -71,6 +71,9 @@ class Plans:
         # where the stores lie and who reads them decide nothing; neither do rows: a plan has rows, not batches
         for name in ("stores", "tokenizer", "rows", "workers", "verify"):
             del data[name]
+        for name in ("begin", "end"):  # they came later: plans without them are what they were
+            if not data["window"][name]:
+                del data["window"][name]
         tokens = dataclasses.asdict(self._tokens)
         del tokens["text_vocabulary"]
         if tokens["layout"] == "channel":  # older than the choice: plans of before, and runs on them, go on

@@ -130,6 +130,10 @@ def check(tokens: TokenConfig, data: DataConfig) -> None:
             f"above 0 and at most window.seconds ({window.seconds:g})",
             "correct the config",
         )
+    if window.begin < 0 or (window.end and window.end - window.begin < window.minimum_seconds):
+        found = f"{window.begin:g} to {window.end:g} s"
+        expected = f"0 or later, and {window.minimum_seconds:g} s or more (minimum_seconds) up to an end"
+        raise BadInput("config.data.window.begin", found, expected, "correct the config")
     if window.most_per_recording < 1:
         raise BadInput("config.data.window.most_per_recording", str(window.most_per_recording), "1 or more", "raise it")
     for name, weight in data.weights.items():
@@ -196,14 +200,14 @@ def _store_windows(index, position, weight, tokens, data, split, epoch, text_cou
     """One table (store, recording, start, seconds, signal tokens, text tokens) for each pass over the store."""
     window = data.window
     ours = index.split == SPLITS.index(split)
-    seconds = np.asarray(index.seconds, np.float32)
+    milliseconds = _usable_milliseconds(index, window)
+    seconds = (milliseconds / 1000).astype(np.float32)
     long_enough = seconds >= np.float32(window.minimum_seconds)
     length = np.minimum(seconds, np.float32(window.seconds))
     signal = signal_tokens(index, length, tokens)
     skipped["recordings shorter than the minimum"] += int(np.count_nonzero(ours & ~long_enough))
     skipped["recordings without a channel of the config"] += int(np.count_nonzero(ours & long_enough & (signal == 0)))
     taken = np.flatnonzero(ours & long_enough & (signal > 0)).astype(np.int32)
-    milliseconds = np.asarray(index.milliseconds, np.int64)  # what float32 cannot say of a recording of days
     each = np.floor(milliseconds[taken] / 1000 / window.seconds + 1e-6)
     each = np.clip(each, 1, window.most_per_recording).astype(np.int32)
     if not tokens.text_length:
@@ -223,6 +227,7 @@ def _store_windows(index, position, weight, tokens, data, split, epoch, text_cou
             chosen, which = row[some], rank[some]
         recording = taken[chosen]
         start = _starts(milliseconds[recording], length[recording], each[chosen], which, window.random_start, rng)
+        start += np.ceil(window.begin * GRID) / GRID
         tables.append(
             (
                 np.full(len(recording), position, np.int16),
@@ -234,6 +239,14 @@ def _store_windows(index, position, weight, tokens, data, split, epoch, text_cou
             )
         )
     return tables
+
+
+def _usable_milliseconds(index, window) -> np.ndarray:
+    """int64 [recordings]: of the stretch that windows may lie in; integers, as float32 cannot say those of days."""
+    last = np.asarray(index.milliseconds, np.int64)
+    if window.end:
+        last = np.minimum(last, int(window.end * 1000))
+    return np.maximum(0, last - int(np.ceil(window.begin * GRID) * 1000 / GRID))
 
 
 def _good_enough(store, tables, data, epoch, position, skipped):

@@ -63,7 +63,10 @@ def test_ptbxl_folds_and_superclasses(sources):
     assert counts == {"NORM": 211, "STTC": 65, "CD": 50, "MI": 49, "HYP": 25}
     assert all(len([k for k in row if k.startswith("scp/")]) == 71 for row in found)
     first = found[0]  # {'NORM': 100.0, 'LVOLT': 0.0, 'SR': 0.0}: a rhythm code counts although its likelihood is 0
-    assert {k for k, v in first.items() if v == 1} == {"superclass/NORM", "scp/NORM", "scp/LVOLT", "scp/SR", "sex"}
+    ones = {"superclass/NORM", "subclass/NORM", "scp/NORM", "scp/LVOLT", "scp/SR", "sex"}
+    assert {k for k, v in first.items() if v == 1} == ones
+    assert all(len([k for k in row if k.startswith("subclass/")]) == 23 for row in found)
+    assert sum(row["subclass/NORM"] == 1 for row in found) == 211
     assert first["age"] == 56 and max(row["age"] for row in found) <= 90
     assert sum(math.isnan(row["superclass/NORM"]) for row in found) == 9
     # without a diagnostic code nothing is known about the superclasses: all of them are NaN or none is
@@ -84,8 +87,9 @@ def test_bidmc_keeps_one_persons_records_together(sources):
     by_subject = Counter(e.subject for e in sources["bidmc"].entries())
     assert by_subject["s03386"] == 4 and by_subject["s25323"] == 2
     found = {e.study: sources["bidmc"].labels(e, None) for e in sources["bidmc"].entries()}
-    assert found["bidmc02"] == {"age": 65, "sex": 0} and found["bidmc03"] == {"age": 46, "sex": 1}
-    assert found["bidmc18"] == {}
+    assert found["bidmc02"] == {"age": 65, "sex": 0, "heart_rate": 91, "respiration_rate": 15, "spo2": 100}
+    assert (found["bidmc03"]["age"], found["bidmc03"]["sex"]) == (46, 1)
+    assert not {"age", "sex"} & found["bidmc18"].keys()
 
 
 def test_labels_of_the_challenges_agree_with_their_tables(sources, shared_data):

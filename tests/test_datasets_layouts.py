@@ -97,6 +97,7 @@ def test_code15_as_published(tmp_path):
     assert source.note.startswith("1 of the files")
     recording = source.read(entries[1])
     assert recording.labels["abnormality/RBBB"] == 1 and recording.labels["sex"] == 1 and recording.labels["death"] == 0
+    assert recording.labels["followup_years"] > 0
     assert recording.seconds == 7 and recording.channels[0].rate == 400
     np.testing.assert_array_equal(recording.channels[3].signal, tracings[0, 648:-648, 3])
 

@@ -196,3 +196,21 @@ def test_windows_of_days_stay_on_the_grid_and_inside(milliseconds, random_start)
     grid = table.start * GRID
     assert np.abs(grid - np.round(grid)).max() < 1e-6 and len(np.unique(grid)) == len(table)
     assert table.start.min() >= 0 and ((table.start + table.seconds) * 1000 <= milliseconds).all()
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_windows_lie_between_begin_and_end(random_start):
+    """Ten seconds before an alarm at 300 s, whatever was recorded after it."""
+    alarm = WindowConfig(seconds=10.0, random_start=random_start, begin=290.0, end=300.0)
+    table = take([fake_store([300.0, 330.0, 292.0, 296.0])], window=alarm)
+    assert table.recording.tolist() == [0, 1, 2, 3] and (table.start == 290.0).all()
+    np.testing.assert_allclose(table.seconds, [10, 10, 2, 6])
+    assert take([fake_store([291.0, 300.0])], window=alarm).recording.tolist() == [1]  # one second is below the minimum
+    later = take([fake_store([100.0])], window=WindowConfig(seconds=10.0, random_start=random_start, begin=35.0))
+    assert len(later) == 6 and later.start.min() >= 35 and (later.start + later.seconds).max() <= 100
+
+
+@pytest.mark.parametrize("stretch", [{"begin": -1.0}, {"begin": 5.0, "end": 6.0}])
+def test_a_stretch_without_room_for_a_window_is_refused(stretch):
+    with pytest.raises(BadInput, match="config.data.window.begin"):
+        take([fake_store([20.0])], window=WindowConfig(**stretch))

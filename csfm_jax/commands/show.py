@@ -87,6 +87,9 @@ def reconstructed(recording, checkpoint: str, strategy: str, start: float, secon
     from data_pipelines import preprocess
 
     objective, encoder = load_objective(checkpoint)
+    if not hasattr(objective, "reconstruct"):
+        found, remedy = f"the objective {encoder.config.objective.name!r}, which reconstructs nothing", "show another"
+        raise BadInput("--checkpoint", found, "a checkpoint of masked reconstruction", remedy)
     longest = encoder.config.data.window.seconds
     seconds = min(seconds or longest, recording.seconds - start)
     if seconds > longest + 1e-6:

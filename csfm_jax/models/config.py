@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from csfm_jax.models import backbone_config
+from csfm_jax.tasks import config as adaptation
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import MODALITIES
 from data_pipelines.windows import used_channels
@@ -66,7 +67,7 @@ _CHOICES = {
     "config.encoder.remat": ("none", "dots", "full"),
     "config.encoder.compute": ("float32", "bfloat16"),
     "config.encoder.attention": ("auto", "reference", "dense", "blocks", "splash"),
-    "config.objective.name": ("reconstruction",),
+    "config.objective.name": ("reconstruction", "supervised"),
 }
 
 
@@ -94,6 +95,7 @@ def check(config: "Config") -> None:
         raise BadInput("config.encoder.dropout", str(config.encoder.dropout), "a number in [0, 1)", "correct it")
     _check_tokens(config)
     backbone_config.check(config)
+    adaptation.check(config)
     longest = longest_seconds(config.encoder)
     if config.backbone.name == "transformer" and config.data.window.seconds > longest + 1e-6:
         raise BadInput(

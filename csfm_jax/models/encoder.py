@@ -34,6 +34,18 @@ class Encoded(NamedTuple):
     time: jax.Array
 
 
+class Layers(NamedTuple):
+    """Every layer's mean over a window's visible tokens but CLS, before the final LayerNorm.
+
+    Attributes:
+        embedded: [B, S, D] float32, of what enters the first block.
+        pooled: [L, B, S, D] float32, of what leaves each block; zeros where a row has fewer windows.
+    """
+
+    embedded: jax.Array
+    pooled: jax.Array
+
+
 class Encoder(nnx.Module):
     """CSFM's encoder (Gu et al. 2026) on packed rows.
 
@@ -59,6 +71,24 @@ class Encoder(nnx.Module):
         Raises:
             BadInput: the batch was made with other patch lengths than the model.
         """
+        x, angles, (channel, segment, time), key = self._embed(batch, key)
+        x = self.transformer(x, segment, angles, key=key)
+        x = jnp.where((segment > 0)[..., None], x, jnp.zeros((), x.dtype))
+        pooled = pool(x, channel, segment, batch.window.shape[1], self.config.pooling)
+        return Encoded(x, constrain(pooled, "batch", "segment", None), channel, segment, time)
+
+    def layers(self, batch: TokenBatch, *, key: jax.Array | None = None) -> Layers:
+        """What the layers give one by one, for heads that read all of them; arguments and errors as of a call."""
+        x, angles, (channel, segment, _), key = self._embed(batch, key)
+
+        def mean(x):
+            return constrain(pool(x, channel, segment, batch.window.shape[1], "mean"), "batch", "segment", None)
+
+        return Layers(mean(x), self.transformer.layers(x, segment, angles, mean, key=key))
+
+    def _embed(self, batch: TokenBatch, key: jax.Array | None):
+        """Visible tokens as they enter the first block, their rotary angles, (channel, segment, time), and the
+        blocks' key."""
         if batch.patches.shape[-1] != self.vocabulary.longest_patch:
             expected = f"{self.vocabulary.longest_patch}, the model's longest patch"
             raise BadInput("batch.patches", f"{batch.patches.shape[-1]} samples a token", expected, "use one config")
@@ -71,10 +101,7 @@ class Encoder(nnx.Module):
         x = self.tokenizer(patches, channel, time, text)
         x = constrain(dropout(x, self.config.dropout, keys[0]), "batch", "token", None)
         angles = self.tokenizer.place.rotary_angles(channel, time, self.config.head_dim)
-        x = self.transformer(x, segment, angles, key=keys[1])
-        x = jnp.where((segment > 0)[..., None], x, jnp.zeros((), x.dtype))
-        pooled = pool(x, channel, segment, batch.window.shape[1], self.config.pooling)
-        return Encoded(x, constrain(pooled, "batch", "segment", None), channel, segment, time)
+        return x, angles, (channel, segment, time), keys[1]
 
 
 def pool(tokens_BVD, channel_BV, segment_BV, windows: int, pooling: str) -> jax.Array:

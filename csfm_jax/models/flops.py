@@ -35,11 +35,13 @@ class Flops:
     """Forward FLOPs (a multiply-add is two) of one row, padding included, since it is computed.
 
     Attributes:
-        encoder: over V tokens. decoder: over T tokens, with its heads.
+        encoder: over V tokens. decoder: over T tokens, with its heads; 0 where a task is trained.
+        frozen: whether the encoder is not trained, so that there is no backward pass through it.
     """
 
     encoder: float
     decoder: float
+    frozen: bool = False
 
     @property
     def forward(self) -> float:
@@ -48,7 +50,7 @@ class Flops:
     @property
     def train(self) -> float:
         """Forward and backward, three times forward; what rematerialisation repeats is not counted, as usual."""
-        return 3 * self.forward
+        return (1 if self.frozen else 3) * self.encoder + 3 * self.decoder
 
     @property
     def decoder_share(self) -> float:
@@ -68,6 +70,8 @@ def count(config: "Config") -> Flops:
     projected = vocabulary.longest_patch if encoder.projection == "shared" else samples
     encode = 2 * v * projected * encoder.width + _transformer(encoder, v) + 2 * v * s * encoder.width
     decode = 2 * v * encoder.width * decoder.width + _transformer(decoder, t) + 2 * t * decoder.width * samples
+    if config.adaptation.task:  # heads of tasks are a fraction of a percent
+        return Flops(float(encode), 0.0, config.adaptation.trainable == "head")
     words = min(t, s * vocabulary.text_length)
     decode += 2 * words * decoder.width * vocabulary.text_vocabulary
     return Flops(float(encode), float(decode))

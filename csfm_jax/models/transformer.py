@@ -96,11 +96,23 @@ class Transformer(nnx.Module):
         Returns:
             [B, N, D]; what stands at padding is finite and means nothing.
         """
+        x_BND, _ = self._run(x_BND, segment_BN, angles_BNR, key, lambda x: None)
+        return self.norm(x_BND)
+
+    def layers(self, x_BND: jax.Array, segment_BN: jax.Array, angles_BNR, summarise, *, key=None) -> jax.Array:
+        """`summarise` of every block's output, stacked: [L, ...]; the final LayerNorm has no part in it.
+
+        Args: as of a call. summarise: [B, N, D] -> an array that is small enough to be kept L times.
+        """
+        return self._run(x_BND, segment_BN, angles_BNR, key, summarise)[1]
+
+    def _run(self, x_BND, segment_BN, angles_BNR, key, summarise):
         sizes = self.sizes
 
         def step(x, layer):
             block, layer_key = layer
-            return block(x, segment_BN, angles_BNR, layer_key), None
+            x = block(x, segment_BN, angles_BNR, layer_key)
+            return x, summarise(x)
 
         if sizes.remat != "none":
             policies = jax.checkpoint_policies
@@ -108,5 +120,4 @@ class Transformer(nnx.Module):
             # A scan already keeps the compiler from merging the recomputation with the forward pass.
             step = jax.checkpoint(step, policy=keep, prevent_cse=False)
         keys = None if key is None else jax.random.split(key, sizes.depth)
-        x_BND, _ = jax.lax.scan(step, x_BND, (self.blocks, keys))
-        return self.norm(x_BND)
+        return jax.lax.scan(step, x_BND, (self.blocks, keys))

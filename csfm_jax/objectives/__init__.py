@@ -1,11 +1,12 @@
-"""Objectives: what a model is pretrained to do, one a file."""
+"""Objectives: what a model is trained to do, one a file."""
 
 from flax import nnx
 
 from csfm_jax.config import Config
 from csfm_jax.objectives.reconstruction import MaskedReconstruction
+from csfm_jax.objectives.supervised import Supervised
 
-OBJECTIVES = {"reconstruction": MaskedReconstruction}
+OBJECTIVES = {"reconstruction": MaskedReconstruction, "supervised": Supervised}
 
 
 def build(config: Config, *, rngs: nnx.Rngs) -> nnx.Module:

@@ -11,7 +11,8 @@ from csfm_jax.config import Config
 from csfm_jax.models import config as model_config
 from csfm_jax.planning import program
 from csfm_jax.planning.topology import Topology
-from csfm_jax.training.optimizer import learning_rate, make_optimizer
+from csfm_jax.training.adaptation import run_optimizer
+from csfm_jax.training.optimizer import learning_rate
 from csfm_jax.training.state import Blueprint, blueprint
 from csfm_jax.training.step import make_train_step
 from data_pipelines import windows
@@ -97,12 +98,12 @@ def planned(config: Config, devices: list[jax.Device]) -> tuple[Blueprint, jax.s
     model_config.check(config)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check(config, mesh)
-    return blueprint(config, make_optimizer(config.optimizer, config.training.steps), mesh), mesh
+    return blueprint(config, run_optimizer(config), mesh), mesh
 
 
 def lowered_step(config: Config, plan: Blueprint, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     """The training step's program before it is compiled; call it under the mesh."""
-    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    optimizer = run_optimizer(config)
     step = make_train_step(plan, optimizer, learning_rate(config.optimizer, config.training.steps), config)
     return step.trace(plan.abstract, abstract_batch(config, mesh)).lower()
 

@@ -12,14 +12,17 @@ from csfm_jax import sharding
 from csfm_jax.config import Config
 from csfm_jax.models import config as model_config
 from csfm_jax.models import flops
+from csfm_jax.tasks.resolve import read_tokens
 from csfm_jax.training import initial, record, step, together
+from csfm_jax.training.adaptation import run_optimizer
 from csfm_jax.training.checkpoint import Checkpoints
 from csfm_jax.training.goodput import Goodput
 from csfm_jax.training.metrics import Interval, Log, Speed, averages, batch_facts, interval_from, interval_values
-from csfm_jax.training.optimizer import learning_rate, make_optimizer
+from csfm_jax.training.optimizer import learning_rate
 from csfm_jax.training.remote import Workdir
 from csfm_jax.training.state import Blueprint, TrainState, blueprint
 from csfm_jax.training.stopping import RunStopped, StopRequest
+from csfm_jax.training.task_validation import TaskValidation
 from csfm_jax.training.watching import Watch
 from data_pipelines import masking, windows
 from data_pipelines.errors import BadInput
@@ -53,7 +56,7 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         remedy = "start every process with the same command and the same files"
         together.check_equal("--config", record.config_digest(config), "one configuration everywhere", remedy)
         rate = learning_rate(config.optimizer, config.training.steps)
-        optimizer = make_optimizer(config.optimizer, config.training.steps)
+        optimizer = run_optimizer(config)
         stores = open_stores(config.data.stores, config.data.verify)
         home = until_end.enter_context(Workdir(workdir))
         folder = home.folder  # of this host; the work directory itself, unless that is in an object store
@@ -61,7 +64,7 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         checkpoints = home.checkpoints(config.training.keep_checkpoints)
         until_end.callback(checkpoints.close)
         saved = checkpoints.read_run()
-        tokenizer = choose_tokenizer(stores, config.tokens, config.data.tokenizer)
+        tokenizer = choose_tokenizer(stores, read_tokens(config), config.data.tokenizer)
         about = record.describe(config, stores, tokenizer, command)
         if saved:
             # Before arrays are read: another width would fail there too, but not by the name of its field.
@@ -90,7 +93,8 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         goodput = Goodput(folder / "goodput.json", began, resumed=done > 0, write=writes)
         run = Run(config, plan, loader, checkpoints, log, about, goodput)
         run.interval = interval_from(saved["interval"]) if saved else Interval()
-        validation = Validation(config, plan, stores, folder / "plans", mesh)
+        kind = TaskValidation if config.adaptation.task else Validation
+        validation = kind(config, plan, stores, folder / "plans", mesh)
         train_step = step.make_train_step(plan, optimizer, rate, config)
         watch = until_end.enter_context(Watch(config.training, folder / "profile"))
         goodput.started()
@@ -275,8 +279,9 @@ def _restored(checkpoints: Checkpoints, plan: Blueprint, saved: dict) -> TrainSt
 
 def _loader(config: Config, stores, plans_dir: Path, state: dict | None, share: sharding.Share) -> Loader:
     loader = make_loader(
-        stores, config.tokens, config.data, plans_dir=plans_dir, host=share.number, hosts=share.parts, state=state
-    )
+        stores, read_tokens(config), config.data, plans_dir=plans_dir, host=share.number, hosts=share.parts,
+        state=state, hide=not config.adaptation.task, label_names=config.adaptation.labels,
+    )  # fmt: skip
     try:  # before the first step: hosts that disagreed would train on batches that nobody planned
         remedy = "copy the stores again, or let all hosts read them from one place"
         together.check_equal("config.data.stores", loader.plan_digest, "one packing plan everywhere", remedy)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from csfm_jax import objectives, sharding
 from csfm_jax.config import Config
+from csfm_jax.training import adaptation
 
 
 class TrainState(NamedTuple):
@@ -19,7 +20,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         params: nested dict of float32 arrays under plain names ("encoder" / "transformer" / "blocks" / ...).
-        optimizer: optax state of the same shardings.
+        optimizer: optax state of the same shardings, of the parameters that are trained.
         step: int32, steps taken, skipped ones included.
         bad: int32, skipped steps in a row up to now. skipped: int32, skipped steps in all: not finite, or a spike.
         usual_norm: float32, running mean of the gradient's norm over the steps that were made; 0 before the first.
@@ -49,11 +50,17 @@ class Blueprint:
             `nnx.jit` costs several times more on the host at every call.
         abstract: TrainState of ShapeDtypeStructs, with shardings; what a checkpoint is restored into.
         build: the function that makes the initial TrainState, to be jitted under the mesh.
+        frozen: topmost names of parameters that no step changes, and for which the optimizer keeps nothing.
     """
 
     graphdef: nnx.GraphDef
     abstract: TrainState
     build: Any
+    frozen: tuple[str, ...] = ()
+
+    def trained(self, params: dict) -> dict:
+        """The part of `TrainState.params`, or of a tree like it, that is trained."""
+        return {name: part for name, part in params.items() if name not in self.frozen}
 
     @property
     def shardings(self) -> TrainState:
@@ -92,14 +99,17 @@ def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mes
     with sharding.use(mesh):  # turns the parameters' logical axis names into placements
         graphdef, params = nnx.get_abstract_model(objective, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, nnx.to_pure_dict(params))
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole, frozen = NamedSharding(mesh, PartitionSpec()), adaptation.frozen_parts(config)
+
+    def trained(params: dict) -> dict:
+        return {name: part for name, part in params.items() if name not in frozen}
 
     def build() -> TrainState:
         pure = nnx.to_pure_dict(nnx.state(objective()))
         zero = jnp.zeros((), jnp.int32)
         # copies: the step donates its state, and no buffer can be given away twice
         average = jax.tree.map(jnp.copy, pure) if config.training.ema else None
-        return TrainState(pure, optimizer.init(pure), zero, zero, zero, jnp.zeros((), jnp.float32), average)
+        return TrainState(pure, optimizer.init(trained(pure)), zero, zero, zero, jnp.zeros((), jnp.float32), average)
 
     with sharding.use(mesh):
         shapes = jax.eval_shape(build)
@@ -108,14 +118,14 @@ def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mes
         optimizer,
         lambda moment, s: moment if _is_none_here(moment) else s,
         shapes.optimizer,
-        placed,
+        trained(placed),
         transform_non_params=lambda _: whole,
         is_leaf=_is_none_here,
     )
     averaged = placed if config.training.ema else None
     shardings = TrainState(placed, of_optimizer, whole, whole, whole, whole, averaged)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    return Blueprint(graphdef, abstract, build)
+    return Blueprint(graphdef, abstract, build, frozen)
 
 
 def _is_none_here(moment) -> bool:

@@ -59,12 +59,12 @@ def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, ra
         if spike := config.training.spike:
             made &= (usual == 0) | (norm <= spike * usual)
 
-        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
-        updated = optax.apply_updates(state.params, updates), moments
+        trained = plan.trained(state.params)
+        updates, moments = optimizer.update(gradients, state.optimizer, trained)
+        updated = optax.apply_updates(trained, updates), moments
         # A select, not a branch: under a branch both sides would have to be laid out the same way first.
-        params, moments = jax.tree.map(
-            lambda new, old: jnp.where(made, new, old), updated, (state.params, state.optimizer)
-        )
+        trained, moments = jax.tree.map(lambda new, old: jnp.where(made, new, old), updated, (trained, state.optimizer))
+        params = state.params | trained
         average = _averaged(state, params, made, config.training.ema)
         bad = jnp.where(made, 0, state.bad + 1)
         skipped = state.skipped + ~made
@@ -92,26 +92,28 @@ def _averaged(state: TrainState, params: dict, made: jax.Array, decay: float) ->
 
 
 def _gradients(plan: Blueprint, params: dict, batch: TokenBatch, key: jax.Array, parts: int):
-    """The objective's output for a batch, and the gradient of its loss."""
+    """The objective's output for a batch, and the gradient of its loss for the parameters that are trained."""
+    everything, params = params, plan.trained(params)
 
     def loss_of(params, batch, key, targets):
-        output = nnx.merge(plan.graphdef, params)(batch, key=key, targets=targets)
+        output = nnx.merge(plan.graphdef, everything | params)(batch, key=key, targets=targets)
         return output.loss, output
 
     gradient_of = jax.grad(loss_of, has_aux=True)
     if parts == 1:
         gradients, output = gradient_of(params, batch, key, None)
         return output, gradients
-    targets = nnx.merge(plan.graphdef, params).target_counts(batch)
+    targets = nnx.merge(plan.graphdef, everything).target_counts(batch)
 
     def add(total, part):
         number, batch = part
         gradients, output = gradient_of(params, batch, jax.random.fold_in(key, number), targets)
         # placed as the parameters are: the sum of parts needs no more memory than one gradient
         total = jax.tree.map(jnp.add, total, gradients)
-        return jax.lax.with_sharding_constraint(total, plan.shardings.params), output
+        return jax.lax.with_sharding_constraint(total, shardings), output
 
-    zero = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), plan.shardings.params)
+    shardings = plan.trained(plan.shardings.params)
+    zero = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), shardings)
     gradients, outputs = jax.lax.scan(add, zero, (jnp.arange(parts), _in_parts(batch, parts)))
     output = jax.tree.map(lambda x: x.sum(axis=0), outputs)
     one = {name: jnp.float32(1) for name in output.counts if name.startswith("tokens/")}  # it is one batch
@@ -136,6 +138,18 @@ def make_eval_step(plan: Blueprint):
         return output.sums, output.counts
 
     return jax.jit(evaluate, out_shardings=NamedSharding(plan.abstract.step.sharding.mesh, PartitionSpec()))
+
+
+def make_predict_step(plan: Blueprint):
+    """The compiled prediction of a task: (params, TokenBatch) -> (sums and counts as of `make_eval_step`,
+    predictions [B, S, outputs], labels [B, S, K], window [B, S]), whole on every device; no dropout."""
+
+    def predict(params: dict, batch: TokenBatch) -> tuple[tuple[dict, dict], tuple]:
+        objective = nnx.merge(plan.graphdef, params)
+        output = objective(batch)
+        return (output.sums, output.counts), (objective.predict(batch), batch.labels, batch.window)
+
+    return jax.jit(predict, out_shardings=NamedSharding(plan.abstract.step.sharding.mesh, PartitionSpec()))
 
 
 def to_global(batch: TokenBatch, mesh: Mesh) -> TokenBatch:

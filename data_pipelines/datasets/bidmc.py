@@ -1,16 +1,24 @@
 """BIDMC PPG and Respiration: 8-minute ICU recordings with ECG, PPG and impedance respiration (Pimentel et al. 2016)."""
 
+import math
 import re
+import statistics
 from functools import cached_property
 from pathlib import Path
 
-from data_pipelines.datasets.source import Entry, Source, sorted_entries
+from data_pipelines.datasets.source import Entry, Source, number, read_table, sorted_entries
 from data_pipelines.errors import BadInput
 from data_pipelines.recording import Recording
 
+_NUMERICS = {"HR": "heart_rate", "RESP": "respiration_rate", "SpO2": "spo2"}
+
 
 class BIDMC(Source):
-    """Records `bidmcNN`; each one's `*_Fix.txt` names the MIMIC-II subject: several records may be of one person."""
+    """Records `bidmcNN`; each one's `*_Fix.txt` names the MIMIC-II subject: several records may be of one person.
+
+    Labels: age, sex, and of `*_Numerics.csv` (one line a second), where it is there, the medians over the recording:
+    "heart_rate" and "respiration_rate" (a minute), "spo2" (%).
+    """
 
     name = "bidmc"
     mains = 60.0
@@ -50,4 +58,16 @@ class BIDMC(Source):
             labels["age"] = float(age[1])
         if sex := re.search(r"^Gender:\s*([MF])", text, re.MULTILINE):
             labels["sex"] = float(sex[1] == "F")
-        return labels
+        return labels | self._numerics(entry.study[5:])
+
+    def _numerics(self, record: str) -> dict[str, float]:
+        name = f"bidmc_{record}_Numerics.csv"
+        table = next((path for path in (self.root / name, *self.root.glob(f"*/{name}")) if path.is_file()), None)
+        # the published tables have a space after each comma
+        rows = [] if table is None else read_table(table, ("Time [s]", *(f" {name}" for name in _NUMERICS)))
+        found = {}
+        for name, label in _NUMERICS.items():
+            values = [value for row in rows if math.isfinite(value := number(row[f" {name}"]))]
+            if values:
+                found[label] = statistics.median(values)
+        return found

@@ -40,8 +40,9 @@ class CODE15(Source):
 class CODE15HDF5(Source):
     """As published: `exams.csv` and `exams_part0.hdf5` ... `exams_part17.hdf5` (datasets "tracings" and "exam_id").
 
-    The whole CODE dataset has the same layout. Labels: "abnormality/1dAVb" ..., "death" if follow-up tells, age, sex.
-    Zenodo's note on units is at odds with itself; the values are taken as mV, as the 2025 Challenge does.
+    The whole CODE dataset has the same layout. Labels: "abnormality/1dAVb" ..., "death" and "followup_years" if
+    follow-up tells, age, sex. Zenodo's note on units is at odds with itself; the values are taken as mV, as the 2025
+    Challenge does.
     """
 
     name = "code15"
@@ -73,7 +74,8 @@ class CODE15HDF5(Source):
         row = self._rows[entry.study]
         found = {f"abnormality/{name}": _truth(row[name]) for name in _ABNORMALITIES if name in row}
         male = _truth(row["is_male"])
-        return found | {"death": _truth(row.get("death", "")), "age": number(row["age"]), "sex": 1.0 - male}
+        found |= {"death": _truth(row.get("death", "")), "followup_years": number(row.get("timey", ""))}
+        return found | {"age": number(row["age"]), "sex": 1.0 - male}
 
 
 def _truth(text: str) -> float:

@@ -18,7 +18,8 @@ class PTBXL(Source):
 
     Folds 1-8 train, 9 validates, 10 tests (Wagner et al. 2020, "Usage Notes"). A code counts as present whatever its
     likelihood, as in the authors' example and in Strodthoff et al. 2021: form and rhythm codes carry likelihood 0.
-    Where no diagnostic code is present the superclasses are not labelled (NaN): the benchmark leaves these records out.
+    Where no diagnostic code is present superclasses and subclasses are not labelled (NaN): the benchmark leaves these
+    records out.
     Sex: 0 male, 1 female. Age: 90 stands for "over 89".
     """
 
@@ -47,11 +48,20 @@ class PTBXL(Source):
         return {row[self._file]: row for row in rows}
 
     @cached_property
+    def _statements(self) -> list[dict[str, str]]:
+        path = self.root / "scp_statements.csv"
+        return read_table(path, ("", "diagnostic", "diagnostic_class"))
+
+    @cached_property
     def _codes(self) -> dict[str, str]:
         """Every SCP code -> its diagnostic superclass, "" for form and rhythm codes."""
-        path = self.root / "scp_statements.csv"
-        rows = read_table(path, ("", "diagnostic", "diagnostic_class"))
-        return {row[""]: row["diagnostic_class"] if number(row["diagnostic"]) == 1 else "" for row in rows}
+        return {row[""]: row["diagnostic_class"] if number(row["diagnostic"]) == 1 else "" for row in self._statements}
+
+    @cached_property
+    def _subclasses(self) -> dict[str, str]:
+        """Every diagnostic SCP code -> its subclass."""
+        named = ((row, row.get("diagnostic_subclass")) for row in self._statements)
+        return {row[""]: name for row, name in named if name and number(row["diagnostic"]) == 1}
 
     def entries(self) -> list[Entry]:
         folds = {str(fold): "train" for fold in range(1, 9)} | {"9": "validation", "10": "test"}
@@ -69,7 +79,10 @@ class PTBXL(Source):
         row = self._row(entry)
         codes = _literal(row["scp_codes"], self.root / self.table)
         superclasses = {self._codes[code] for code in codes if self._codes.get(code)}
+        subclasses = {self._subclasses[code] for code in codes if code in self._subclasses}
         present = {f"scp/{code}": float(code in codes) for code in self._codes}
+        every = sorted(set(self._subclasses.values()))
+        present |= {f"subclass/{name}": float(name in subclasses) if subclasses else math.nan for name in every}
         return _person(row) | _superclass_labels(superclasses) | present
 
     def report(self, entry: Entry) -> str | None:

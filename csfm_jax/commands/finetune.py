@@ -1,0 +1,143 @@
+"""Teaches a pretrained encoder a task: the loop, checkpoints and resume of `csfm train` with labels.
+
+csfm finetune --checkpoint=runs/base --task=ptbxl_superclass --workdir=DIR --store=stores/ptbxl
+              [--config.adaptation.trainable=head|lora|all] [--config.adaptation.head=linear|attention|average|mixture]
+
+Train subjects alone are learned from; validation subjects give the held-out loss and figures (validation.jsonl). What
+is not given comes from the recipe: AdamW, 10 % of the steps warm-up, a batch of 16 rows, learning rate 1e-4 with layer
+decay 0.75 for a whole encoder, 1e-3 for a head or LoRA. --checkpoint=random --config=NAME trains the same network from
+scratch by the same protocol. DIR then serves `csfm predict`, `embed`, `evaluate`, and --init of another run.
+"""
+
+import dataclasses
+import logging
+import shlex
+import sys
+
+from csfm_jax import config as configs
+from csfm_jax import tasks
+from csfm_jax.config import Config, MeshConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
+from csfm_jax.tasks.config import AdaptationConfig
+from data_pipelines.config import DataConfig, WindowConfig
+from data_pipelines.errors import BadInput
+from data_pipelines.storage import place
+
+_RANDOM = "random"
+_FOUND = ("task", "labels", "mean", "scale", "positive_weight")  # of `adaptation`: by --task, and in the stores
+
+
+def arguments(parser) -> None:
+    parser.add_argument(
+        "--checkpoint", required=True,
+        help="work directory or step of `csfm train`, published CSFM weights, or `random`",
+    )  # fmt: skip
+    parser.add_argument("--task", required=True, help="one of " + ", ".join(sorted(tasks.TASKS)))
+    parser.add_argument("--workdir", required=True, help="the run's folder, here or at gs:// or s3://; made if absent")
+    parser.add_argument("--store", required=True, help="a store, a folder of stores, or several separated by commas")
+    parser.add_argument("--config", help="with --checkpoint=random: a config file or the name of a shipped one")
+    parser.add_argument(
+        "--unchecked-subjects", action="store_true",
+        help="train even where nothing tells whether test subjects were pretrained on (see `csfm data overlap`)",
+    )  # fmt: skip
+    parser.add_argument("--distributed", action="store_true", help="one process of several, as in `csfm train`")
+    parser.add_argument("--stopped-code", type=int, default=0, metavar="CODE", help="as in `csfm train`")
+
+
+def run(args) -> int:
+    task = tasks.get(args.task)
+    scratch = args.checkpoint == _RANDOM
+    if scratch == (args.config is None):
+        found = f"--checkpoint={args.checkpoint} {'without' if scratch else 'with'} --config"
+        expected = "--config with --checkpoint=random alone: a checkpoint brings its own"
+        raise BadInput("--config", found, expected, "add it" if scratch else "leave it out")
+    workdir = place(args.workdir)
+    base = configs.load(args.config) if scratch else None  # before JAX starts: a typo is answered at once
+    import jax
+
+    if args.distributed:
+        jax.distributed.initialize()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in `csfm train`
+    from csfm_jax import encoding
+    from csfm_jax.tasks.resolve import resolve
+    from csfm_jax.training.loop import train
+    from data_pipelines.store import open_stores
+
+    about = None if scratch else encoding.about(args.checkpoint)
+    config = recipe(base or about.config, task, args.store, args.overrides)
+    stores = open_stores(args.store, "size")  # the loop opens them again, and verifies them as the config says
+    resolved = resolve(config, stores)
+    if about is not None:
+        _check_unseen(stores, about.provenance, args)
+    config = resolved.adapted(with_rows(config, stores))
+    if jax.process_index() == 0:
+        _print_task(config, resolved)
+    init = None if scratch else args.checkpoint
+    last = train(config, workdir, init=init, command=shlex.join(["csfm", *sys.argv[1:]]))
+    return args.stopped_code if last < config.training.steps else 0
+
+
+def recipe(base: Config, task: tasks.Task, stores: str, overrides: list[str]) -> Config:
+    """The configuration of a fine-tuning run, but for what the stores decide.
+
+    Args:
+        base: of the pretraining: encoder and tokens stay, all else is the recipe's. stores: as `data.stores`.
+        overrides: `--config.x.y=value` words; they win.
+    """
+    given = {word.partition("=")[0].removeprefix("--config.") for word in overrides}
+    for name in [*(f"adaptation.{name}" for name in _FOUND), "objective.name", "data.stores"]:
+        if name in given:
+            raise BadInput(f"--config.{name}", "a value", "none: --task and --store decide it", "leave it out")
+    window = WindowConfig(
+        seconds=task.seconds,
+        minimum_seconds=min(base.data.window.minimum_seconds, task.seconds),
+        begin=task.begin,
+        end=task.end,
+    )
+    config = dataclasses.replace(
+        base,
+        data=DataConfig(stores=stores, window=window, rows=16, row_tokens=0, row_windows=base.data.row_windows),
+        objective=ObjectiveConfig(name="supervised"),
+        optimizer=OptimizerConfig(warmup_steps=0, learning_rate=0.0),
+        training=TrainingConfig(steps=1000, log_every=10, eval_every=100, save_every=100),
+        mesh=MeshConfig(),
+        adaptation=AdaptationConfig(task=task.name),
+    )
+    config = configs.override(config, overrides)
+    usual = {
+        "learning_rate": 1e-4 if config.adaptation.trainable == "all" else 1e-3,
+        "warmup_steps": config.training.steps // 10,
+    }
+    usual = {name: value for name, value in usual.items() if f"optimizer.{name}" not in given}
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **usual))
+
+
+def with_rows(config: Config, stores) -> Config:
+    """Rows as long as the longest window asks for, to the next multiple of 128 (as kernels like it), unless
+    `data.row_tokens` is given; every token is visible."""
+    from csfm_jax.tasks.resolve import read_tokens
+    from data_pipelines import windows
+
+    data = config.data
+    if not data.row_tokens:
+        any_length = dataclasses.replace(data, row_tokens=2)
+        longest = windows.epoch_windows(stores, read_tokens(config), any_length, "train", 0).tokens.max()
+        data = dataclasses.replace(data, row_tokens=-(-int(longest) // 128) * 128)
+    return dataclasses.replace(config, data=dataclasses.replace(data, row_visible=data.row_tokens))
+
+
+def _check_unseen(stores, provenance: dict, args) -> None:
+    """Test subjects of the task must not be among those of the pretraining; the same check as `csfm evaluate`'s."""
+    from csfm_jax.evaluation import protocol
+    from csfm_jax.training import record
+
+    before = record.trained_on(provenance)
+    protocol.check_unseen(protocol.Recordings.whole(stores), before.subjects, args.checkpoint)
+    others = before.incomparable(stores) if "path" in provenance else []
+    protocol.check_comparable(others, before.complete, args.unchecked_subjects, args.checkpoint)
+
+
+def _print_task(config: Config, resolved) -> None:
+    counts = ", ".join(f"{count:,} {split}" for split, count in resolved.recordings.items())
+    print(f"task: {config.adaptation.task}, {len(resolved.labels)} labels; labelled recordings: {counts}", flush=True)
+    for name, why in resolved.left_out.items():
+        print(f"  {name} is left out: {why}", flush=True)

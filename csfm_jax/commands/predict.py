@@ -1,0 +1,44 @@
+"""Predictions of a fine-tuned checkpoint for the recordings of a split, crops averaged, to Parquet or NumPy.
+
+OUTPUT.parquet has a row a recording: store, recording (its study's hash), windows, prediction/LABEL and label/LABEL;
+OUTPUT.npz has the same as arrays. Probabilities, values in the label's own unit, or log-hazards.
+"""
+
+from pathlib import Path
+
+from data_pipelines.errors import BadInput
+
+
+def arguments(parser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="work directory of csfm finetune, or one step in it")
+    parser.add_argument("--store", required=True, help="a store, a folder of stores, or several separated by commas")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    parser.add_argument("--output", required=True, type=Path, help="a .parquet or .npz file")
+    parser.add_argument(
+        "--unchecked-subjects", action="store_true",
+        help="predict even where nothing tells whether test subjects were trained on (see `csfm data overlap`)",
+    )  # fmt: skip
+    parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
+
+
+def run(args) -> None:
+    from csfm_jax.evaluation import predictions, protocol
+    from csfm_jax.evaluation.fine_tuned import FineTuned, write
+    from csfm_jax.training import record
+    from data_pipelines.store import open_stores
+
+    if args.output.suffix not in (".parquet", ".npz"):
+        raise BadInput("--output", f"a name that ends in {args.output.suffix!r}", ".parquet or .npz", "choose another")
+    model = FineTuned.load(args.checkpoint)
+    stores = open_stores(args.store, args.verify)
+    if args.split == "test":
+        before = record.trained_on(model.provenance)
+        protocol.check_unseen(protocol.Recordings.whole(stores), before.subjects, args.checkpoint)
+        others = before.incomparable(stores)
+        protocol.check_comparable(others, before.complete, args.unchecked_subjects, args.checkpoint)
+    found = model.predict(stores, args.split)
+    write(found, model, stores, args.output)
+    print(f"{len(found.values)} recordings, {int(found.windows.sum())} windows")
+    for name, value in predictions.figures(model.task, model.outputs, found).items():
+        print(f"  {name:<40}{value:.4f}")
+    print(f"wrote {args.output}")

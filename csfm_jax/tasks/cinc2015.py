@@ -1,0 +1,14 @@
+"""False arrhythmia alarms of the CinC Challenge 2015: five minutes, then the alarm."""
+
+from csfm_jax.tasks.task import Task
+
+_ALARM = 300.0  # seconds from the recording's start to the alarm, by the Challenge's design
+
+# The 10 s before the alarm. What comes after it in half of the records is not read; but stores are filtered forwards
+# and backwards, so that the window's last tenths of a second have seen a little of it.
+TASKS = (
+    Task(
+        "cinc2015_false_alarm", "whether the alarm is true, from the 10 s before it", ("true_alarm",), "multilabel",
+        ("ecg", "ppg", "abp"), crops=1, begin=_ALARM - 10.0, end=_ALARM,
+    ),
+)  # fmt: skip

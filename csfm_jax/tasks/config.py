@@ -1,0 +1,100 @@
+"""The `adaptation` part of a configuration: how a pretrained encoder is taught a task."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from csfm_jax import tasks
+from csfm_jax.tasks.task import LOSSES
+from data_pipelines.errors import BadInput
+
+if TYPE_CHECKING:
+    from csfm_jax.config import Config
+
+HEADS = ("linear", "attention", "average", "mixture")
+
+
+@dataclass(frozen=True)
+class AdaptationConfig:
+    """Read with `objective.name="supervised"` alone; `csfm finetune` fills it in.
+
+    Attributes:
+        task: a name of `tasks.TASKS`; "" in pretraining.
+        head: "linear" on the pooled embedding, "attention" (a learned query over a window's tokens), "average" or
+            "mixture" (fixed or gated, of all layers' means over tokens: ECG-Soup's PPA and PMA, Nguyen et al. 2025).
+        head_dropout: of what the head reads.
+        trainable: "all", "head" (the encoder stays as it is, bit by bit) or "lora".
+        rates: with "all", how learning rates fall with depth: by "layers" (each deeper one by another factor
+            `layer_decay`, BEiT's rule), or in three "groups" (head 1, late half, early half).
+        layer_decay: that factor; 0.75 in CSFM; 0.1 with "groups" in the reality check of ECG models; 1 = one rate.
+        lora_rank, lora_alpha: with "lora"; the update of a kernel is A B lora_alpha / lora_rank.
+        loss: one of `task.LOSSES` of the task's kind; "" = the first.
+        weigh_positives: with "bce", a label's positives weigh as much as its negatives in all train recordings.
+        labels: in the order of the outputs. mean, scale: of a regression's labels among train recordings.
+        positive_weight: of each label. These four come from the stores, and are found by `resolve`.
+    """
+
+    task: str = ""
+    head: str = "linear"
+    head_dropout: float = 0.0
+    trainable: str = "all"
+    rates: str = "layers"
+    layer_decay: float = 0.75
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    loss: str = ""
+    weigh_positives: bool = False
+    labels: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    positive_weight: tuple[float, ...] = ()
+
+
+def loss_of(adaptation: AdaptationConfig) -> str:
+    """The loss that is trained: the one that is named, or the usual one of the task's kind."""
+    return adaptation.loss or LOSSES[tasks.get(adaptation.task).kind][0]
+
+
+def check(config: "Config") -> None:
+    """Refuses adaptations that do not fit together.
+
+    Raises:
+        BadInput: naming the field.
+    """
+    ours = config.adaptation
+    if (config.objective.name == "supervised") != bool(ours.task):
+        found, expected = (
+            f"{config.objective.name!r} with the task {ours.task!r}",
+            '"supervised" with a task, or neither',
+        )
+        raise BadInput("config.objective.name", found, expected, "use csfm finetune, which sets both")
+    if not ours.task:
+        return
+    kind = tasks.get(ours.task).kind
+    for name, choices in (
+        ("head", HEADS),
+        ("trainable", ("all", "head", "lora")),
+        ("rates", ("layers", "groups")),
+        ("loss", ("", *LOSSES[kind])),
+    ):
+        if (value := getattr(ours, name)) not in choices:
+            expected = "one of " + ", ".join(map(repr, choices)) + (f" for a {kind} task" if name == "loss" else "")
+            raise BadInput(f"config.adaptation.{name}", repr(value), expected, "choose one of them")
+    for name, value, good, expected in (
+        ("head_dropout", ours.head_dropout, 0 <= ours.head_dropout < 1, "a number in [0, 1)"),
+        ("layer_decay", ours.layer_decay, 0 < ours.layer_decay <= 1, "above 0 and at most 1"),
+        ("lora_alpha", ours.lora_alpha, ours.lora_alpha > 0, "above 0"),
+        ("lora_rank", ours.lora_rank, ours.lora_rank >= 0, "0 or more"),
+    ):
+        if not good:
+            raise BadInput(f"config.adaptation.{name}", str(value), expected, "correct it")
+    if (ours.trainable == "lora") != (ours.lora_rank > 0):
+        found = f"{ours.lora_rank} with trainable={ours.trainable!r}"
+        raise BadInput("config.adaptation.lora_rank", found, "1 or more with trainable=lora, else 0", "change one")
+    if ours.weigh_positives and loss_of(ours) != "bce":
+        found, remedy = f"True with the loss {loss_of(ours)!r}", "leave one of them out"
+        raise BadInput("config.adaptation.weigh_positives", found, "the loss bce", remedy)
+    if loss_of(ours) == "cox" and config.training.accumulate > 1:
+        expected = "1: a risk set is taken from the whole batch"
+        raise BadInput("config.training.accumulate", str(config.training.accumulate), expected, "set it to 1")
+    if not ours.labels:
+        raise BadInput("config.adaptation.labels", "none", "those found in stores", "use csfm finetune")

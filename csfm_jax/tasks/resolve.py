@@ -1,0 +1,147 @@
+"""A task meets stores: which sensors are read, which labels are there and can be learned, and their statistics."""
+
+import dataclasses
+import fnmatch
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from csfm_jax import tasks
+from csfm_jax.evaluation.protocol import Recordings
+from csfm_jax.tasks.task import Task
+from data_pipelines.batch import MODALITY_OF
+from data_pipelines.config import TokenConfig
+from data_pipelines.errors import BadInput
+from data_pipelines.signals import MODALITIES
+from data_pipelines.store import Store
+from data_pipelines.windows import used_channels
+
+if TYPE_CHECKING:
+    from csfm_jax.config import Config
+
+
+class Resolved(NamedTuple):
+    """What stores say about a task's labels.
+
+    Attributes:
+        labels: those that are trained, in the order of the outputs. left_out: name -> why, of the others.
+        mean, scale: of a regression's labels among train recordings; empty otherwise.
+        positive_weight: negatives by positives of every label among train recordings, of "multilabel"; else empty.
+        recordings: split -> recordings with one of the labels at least.
+    """
+
+    labels: tuple[str, ...]
+    left_out: dict[str, str]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    positive_weight: tuple[float, ...]
+    recordings: dict[str, int]
+
+    def adapted(self, config: "Config") -> "Config":
+        """The config with what was found in its `adaptation`."""
+        found = {name: getattr(self, name) for name in ("labels", "mean", "scale", "positive_weight")}
+        return dataclasses.replace(config, adaptation=dataclasses.replace(config.adaptation, **found))
+
+
+def read_tokens(config: "Config") -> TokenConfig:
+    """What is read of the stores for the config's task: its sensors, and no report, which would tell the labels.
+
+    In pretraining (no task) the config's own tokens.
+    """
+    if not config.adaptation.task:
+        return config.tokens
+    sensors = tasks.get(config.adaptation.task).sensors
+    kept = tuple(name for name in config.tokens.modalities if name in sensors)
+    return dataclasses.replace(config.tokens, modalities=kept, text_length=0)
+
+
+def resolve(config: "Config", stores: list[Store]) -> Resolved:
+    """Finds the labels of the config's task in stores.
+
+    Raises:
+        BadInput: the model or the stores lack the task's sensors or labels, a subject is in two splits, or train
+            subjects have no label that can be learned; each by name.
+    """
+    task = tasks.get(config.adaptation.task)
+    _check_sensors(task, config, stores)
+    everyone = Recordings.whole(stores)
+    _check_splits(everyone)
+    names = _names(task, everyone)
+    labels = np.stack([everyone.labels[name] for name in names], axis=1).astype(np.float64)
+    train = labels[everyone.split == 0]
+    left_out = _unlearnable(task, names, train)
+    if left_out and (task.kind == "survival" or len(left_out) == len(names)):
+        found = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise BadInput(f"--task={task.name}", found, "train subjects with labels that differ", "use other stores")
+    kept = [i for i, name in enumerate(names) if name not in left_out]
+    if task.kind == "multiclass" and len(kept) < 2:
+        raise BadInput(f"--task={task.name}", "one class among train subjects", "two or more", "use other stores")
+    mean = scale = weight = ()
+    if task.kind == "regression":
+        mean = tuple(float(np.nanmean(train[:, i])) for i in kept)
+        scale = tuple(float(np.nanstd(train[:, i])) for i in kept)
+    if task.kind == "multilabel":
+        weight = tuple(float((train[:, i] == 0).sum() / (train[:, i] == 1).sum()) for i in kept)
+    known = ~np.isnan(labels[:, kept]).all(axis=1)
+    counts = {s: int((known & (everyone.split == i)).sum()) for i, s in enumerate(("train", "validation", "test"))}
+    return Resolved(tuple(names[i] for i in kept), left_out, mean, scale, weight, counts)
+
+
+def _check_sensors(task: Task, config: "Config", stores: list[Store]) -> None:
+    tokens = read_tokens(config)
+    if not tokens.modalities:
+        expected = "one of those that the model knows: " + ", ".join(config.tokens.modalities)
+        raise BadInput(f"--task={task.name}", f"sensors {', '.join(task.sensors)}", expected, "use another checkpoint")
+    wanted = used_channels(tokens)
+    there = {c for store in stores for channels in store.index.channel_sets for c in channels}
+    if not any(wanted[c] for c in there):
+        names = tuple(MODALITIES)
+        held = sorted({names[MODALITY_OF[c]] for c in there})
+        expected = f"one of {', '.join(tokens.modalities)}, which {task.name} reads"
+        raise BadInput("--store", f"no such sensor, only {', '.join(held) or 'none'}", expected, "use other stores")
+
+
+def _check_splits(everyone: Recordings) -> None:
+    pairs = np.unique(np.stack([everyone.subject, everyone.split.astype("S1")], axis=1), axis=0)
+    if twice := len(pairs) - len(np.unique(everyone.subject)):
+        found = f"{twice} subjects in more than one split"
+        raise BadInput("--store", found, "every subject in one", "prepare the stores with splits by subject")
+
+
+def _names(task: Task, everyone: Recordings) -> list[str]:
+    names = []
+    for pattern in task.labels:
+        # "PRC(S)" and the like are names, not patterns
+        found = [pattern] if pattern in everyone.labels else sorted(fnmatch.filter(everyone.labels, pattern))
+        names += [name for name in found if name not in names]
+        if not found and (task.kind == "survival" or "*" in pattern):
+            raise _no_label(task, pattern, everyone)
+    if not names:
+        raise _no_label(task, ", ".join(task.labels), everyone)
+    return names
+
+
+def _no_label(task: Task, wanted: str, everyone: Recordings) -> BadInput:
+    there = sorted({name.split("/")[0] + ("/*" if "/" in name else "") for name in everyone.labels})
+    found = "labels " + ", ".join(there) if there else "no labels"
+    return BadInput("--store", found, f"{wanted}, which {task.name} needs", "use stores that hold them")
+
+
+def _unlearnable(task: Task, names: list[str], train: np.ndarray) -> dict[str, str]:
+    left_out = {}
+    for i, name in enumerate(names):
+        values = train[~np.isnan(train[:, i]), i]
+        if not len(values):
+            left_out[name] = "no train recording with this label"
+        elif task.kind == "regression" or (task.kind == "survival" and i == 1):
+            if np.ptp(values) == 0:
+                left_out[name] = "the same value in all train recordings"
+        elif not np.isin(values, (0, 1)).all():
+            raise BadInput(
+                f"label {name}", "values other than 0 and 1", f"classes, for {task.name}", "correct the task"
+            )
+        elif not (values == 1).any():
+            left_out[name] = "no positive among train recordings"
+        elif not (values == 0).any() and task.kind == "multilabel":
+            left_out[name] = "no negative among train recordings"
+    return left_out

@@ -1,0 +1,42 @@
+"""Validation of a task while it is trained: its loss, and its figures on whole recordings of validation subjects."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from csfm_jax import sharding, tasks
+from csfm_jax.config import Config
+from csfm_jax.evaluation.predictions import Split, figures
+from csfm_jax.training import step
+from csfm_jax.training.metrics import averages
+from csfm_jax.training.state import Blueprint
+
+
+class TaskValidation:
+    """All validation recordings, whatever `training.eval_batches` says: a rank statistic of a few means little."""
+
+    def __init__(self, config: Config, plan: Blueprint, stores, plans_dir: Path, mesh):
+        self._adaptation, self._mesh = config.adaptation, mesh
+        self._predict = step.make_predict_step(plan)
+        self._split = None
+        if any(np.any(store.index.split == 1) for store in stores):
+            share = sharding.rows_share(mesh)
+            self._split = Split(config, stores, "validation", plans_dir / "validation", share.number, share.parts)
+        elif jax.process_index() == 0:
+            print("no validation subjects in these stores: nothing will be measured on held-out ones", flush=True)
+
+    def measure(self, params: dict) -> dict:
+        """{"validation/loss/TASK": mean, "validation/METRIC": of recordings, their crops averaged}."""
+        if self._split is None:
+            return {}
+        sums, counts, found = {}, {}, []
+        for batch in self._split.batches():
+            totals, predicted = jax.device_get(self._predict(params, step.to_global(batch, self._mesh)))
+            found.append(predicted)
+            for into, more in zip((sums, counts), totals):
+                for name, value in more.items():
+                    into[name] = into.get(name, 0.0) + float(value)
+        task = tasks.get(self._adaptation.task)
+        measured = figures(task, task.outputs(self._adaptation.labels), self._split.averaged(found))
+        return {f"validation/{name}": value for name, value in (averages(sums, counts) | measured).items()}

@@ -5,6 +5,7 @@
 # make drill                     runs that are killed, filled up, damaged and moved: as if nothing had been
 # make slurm-test                a job preempted and requeued by a real SLURM (root, slurm-wlm, munge)
 # make bench                     the figures of docs/benchmarks.md
+# make accelerator               step time and MFU on a GPU or TPU at hand
 PYTHON ?= python3
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ DEMO := runs/demo$(if $(RECORDINGS),-recordings)
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: install demo test bench fuzz drill slurm-test lint clean
+.PHONY: install demo test bench accelerator fuzz drill slurm-test lint clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +41,10 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks
+
+accelerator: export JAX_PLATFORMS :=
+accelerator: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.accelerator $(ACCELERATOR)
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m fuzz $(FUZZ)

@@ -25,6 +25,7 @@ DEPENDENCIES = [
     "scipy>=1.14,<2",
     "tensorboardX>=2.6,<3",
     "tensorflow-datasets>=4.9.10,<5",
+    "tensorstore>=0.1.80,<0.2",
     "threadpoolctl>=3.1,<4",
     "tokenizers>=0.21,<0.24",
     "tqdm>=4.66,<5",

@@ -301,6 +301,7 @@ def load(path: Place) -> LoadedEncoder:
         return load_published_csfm(path)
     step = find_step(path)
     config, params, run = restore_params(step)
+    _check_backbone(config, str(step))
     params = lora.encoder_params(params, config.adaptation)
     encoder = with_params(lambda: Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(0)), params, str(step))
     spec, tokenizer = _spec_of(run, str(step)), run.get("tokenizer")
@@ -345,6 +346,8 @@ def random_encoder(config: Config, seed: int = 0, spec: preprocess.Spec | None =
         config: the run's. seed: of the initialisation. spec: preprocessing; None = this package's own.
     """
 
+    _check_backbone(config, "config")
+
     def build() -> Encoder:
         return Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(seed))
 
@@ -352,6 +355,12 @@ def random_encoder(config: Config, seed: int = 0, spec: preprocess.Spec | None =
     state = jax.jit(lambda: nnx.state(build()))()  # one program instead of one for every array
     encoder = nnx.merge(graphdef, state)
     return LoadedEncoder(config, encoder, spec or preprocess.get_spec("csfm-jax"), None, {"seed": seed})
+
+
+def _check_backbone(config: Config, where: str) -> None:
+    if (name := config.backbone.name) != "transformer":
+        found = f"the backbone {name}, a supervised baseline"
+        raise BadInput(where, found, "a transformer encoder", "use csfm predict for its predictions")
 
 
 def with_params(build, params: dict, where: str) -> nnx.Module:

@@ -80,7 +80,8 @@ def recipe(base: Config, task: tasks.Task, stores: str, overrides: list[str]) ->
     """The configuration of a fine-tuning run, but for what the stores decide.
 
     Args:
-        base: of the pretraining: encoder and tokens stay, all else is the recipe's. stores: as `data.stores`.
+        base: of the pretraining: encoder and tokens stay, all else is the recipe's; or of a supervised baseline from
+            scratch, which stays as it is. stores: as `data.stores`.
         overrides: `--config.x.y=value` words; they win.
     """
     given = {word.partition("=")[0].removeprefix("--config.") for word in overrides}
@@ -93,6 +94,15 @@ def recipe(base: Config, task: tasks.Task, stores: str, overrides: list[str]) ->
         begin=task.begin,
         end=task.end,
     )
+    if base.objective.name == "supervised":  # a baseline's config: it says all but the task
+        decay = base.adaptation.layer_decay if base.backbone.name == "transformer" else 1.0
+        window = dataclasses.replace(base.data.window, begin=task.begin, end=task.end)
+        config = dataclasses.replace(
+            base,
+            data=dataclasses.replace(base.data, stores=stores, window=window),
+            adaptation=dataclasses.replace(base.adaptation, task=task.name, layer_decay=decay),
+        )
+        return configs.override(config, overrides)
     config = dataclasses.replace(
         base,
         data=DataConfig(stores=stores, window=window, rows=16, row_tokens=0, row_windows=base.data.row_windows),

@@ -1,12 +1,15 @@
 """A supervised task: an encoder that sees everything, a head, and a loss on the labels of windows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from csfm_jax import tasks
 from csfm_jax.config import Config
-from csfm_jax.models import heads, lora
+from csfm_jax.models import backbone_config, heads, lora
+from csfm_jax.models.backbones import build_encoder
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.objectives import losses
 from csfm_jax.objectives.reconstruction import ObjectiveOutput
@@ -25,8 +28,9 @@ class Supervised(nnx.Module):
         self.adaptation = ours = config.adaptation
         self.task = tasks.get(ours.task)
         self.outputs = self.task.outputs(ours.labels)
-        self.encoder = Encoder(config.encoder, config.tokens, rngs=rngs)
-        self.head = heads.build(ours.head, config.encoder, len(self.outputs), ours.head_dropout, rngs=rngs)
+        self.encoder = build_encoder(config, rngs=rngs)
+        sizes = dataclasses.replace(config.encoder, width=backbone_config.width(config))
+        self.head = heads.build(ours.head, sizes, len(self.outputs), ours.head_dropout, rngs=rngs)
         if ours.lora_rank:
             self.lora = lora.Adapters(config.encoder, ours.lora_rank, ours.lora_alpha, rngs=rngs)
 
@@ -59,8 +63,8 @@ class Supervised(nnx.Module):
     def scores(self, batch: TokenBatch, *, key: jax.Array | None = None) -> jax.Array:
         """[B, S, outputs] float32 as the loss takes them: logits, z-scores or log-hazards. key: of dropout."""
         # A task may read fewer sensors than the encoder knows, whose longest patch is then shorter.
-        missing = self.encoder.vocabulary.longest_patch - batch.patches.shape[-1]
-        if missing > 0:
+        longest = self.encoder.vocabulary.longest_patch if isinstance(self.encoder, Encoder) else 0
+        if (missing := longest - batch.patches.shape[-1]) > 0:
             batch = batch._replace(patches=jnp.pad(batch.patches, ((0, 0), (0, 0), (0, missing))))
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         encoder = self.lora.adapt(self.encoder) if self.adaptation.lora_rank else self.encoder

@@ -90,6 +90,14 @@ def check(config: "Config") -> None:
     if (ours.trainable == "lora") != (ours.lora_rank > 0):
         found = f"{ours.lora_rank} with trainable={ours.trainable!r}"
         raise BadInput("config.adaptation.lora_rank", found, "1 or more with trainable=lora, else 0", "change one")
+    if (backbone := config.backbone.name) != "transformer":
+        told = {"head": ours.head, "trainable": ours.trainable}
+        if told["head"] != "linear" or ours.trainable == "lora":
+            expected = f"the head linear, and trainable all or head, with the backbone {backbone}"
+            raise BadInput("config.adaptation", ", ".join(f"{k}={v!r}" for k, v in told.items()), expected, "change it")
+        if ours.layer_decay != 1.0:
+            expected = f"1: {backbone} has no layers that were pretrained"
+            raise BadInput("config.adaptation.layer_decay", str(ours.layer_decay), expected, "set it to 1")
     if ours.weigh_positives and loss_of(ours) != "bce":
         found, remedy = f"True with the loss {loss_of(ours)!r}", "leave one of them out"
         raise BadInput("config.adaptation.weigh_positives", found, "the loss bce", remedy)

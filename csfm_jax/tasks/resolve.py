@@ -92,6 +92,11 @@ def _check_sensors(task: Task, config: "Config", stores: list[Store]) -> None:
     if not tokens.modalities:
         expected = "one of those that the model knows: " + ", ".join(config.tokens.modalities)
         raise BadInput(f"--task={task.name}", f"sensors {', '.join(task.sensors)}", expected, "use another checkpoint")
+    if tokens.layout == "frame" and tokens.modalities != config.tokens.modalities:
+        found = f"{', '.join(config.tokens.modalities)}, in frames of all their channels"
+        raise BadInput(
+            "config.tokens.modalities", found, ", ".join(tokens.modalities) + f", as {task.name} reads", "set it"
+        )
     wanted = used_channels(tokens)
     there = {c for store in stores for channels in store.index.channel_sets for c in channels}
     if not any(wanted[c] for c in there):

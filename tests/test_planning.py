@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def as_in_a_run():
     """With all optimisations: what is compiled here is looked at."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -35,6 +35,7 @@ _SLACK = 10  # samples by which two peaks may lie apart
 _VOTES, _LAGS = 3, 256  # peaks and tables that must agree on a lag; lags that are tried
 _EDGE = 50  # samples at both ends where filters of different beginnings differ
 _ENOUGH = 0.97
+_MOST_INVALID = 0.2  # share of a stretch
 _AT_ONCE, _PAIRS_AT_ONCE = 200_000, 1_000_000  # vectors that are looked up together; matches that are counted together
 
 
@@ -198,7 +199,7 @@ def _stretches(store: Store, recording: int) -> Iterator[tuple[int, float, np.nd
                 yield channel, float(start), x
 
 
-def _limited(counts: np.ndarray, channel: int, invalid: float = 0.2) -> np.ndarray | None:
+def _limited(counts: np.ndarray, channel: int, invalid: float = _MOST_INVALID) -> np.ndarray | None:
     """int16 at the modality's rate -> float32 at `_RATE`, band-limited; None where more than a share is invalid."""
     modality = modality_of(channel)
     low, high = _BANDS.get(modality.name, _OTHER_BAND)
@@ -255,11 +256,16 @@ class _Comparison:
         self._stores = (a, b)
         self._limited = lru_cache(maxsize=64)(self._read)  # of nights, half a gigabyte
 
-    def _read(self, side: int, recording: int, channel: int) -> np.ndarray | None:
-        """One channel at `_RATE`."""
+    def _read(self, side: int, recording: int, channel: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """One channel at `_RATE`, and which of its samples stand for invalid ones."""
         store = self._stores[side]
         seconds = float(store.index.milliseconds[recording]) / 1000
-        return _limited(dict(store.read_window(recording, 0.0, seconds))[channel], channel, invalid=1.0)
+        counts = dict(store.read_window(recording, 0.0, seconds))[channel]
+        x = _limited(counts, channel, invalid=1.0)
+        if x is None:
+            return None
+        at = np.minimum(np.arange(len(x)) * modality_of(channel).rate // _RATE, len(counts) - 1)
+        return x, counts[at] == INVALID
 
     def _lengths(self, first: int, second: int) -> tuple[float, float]:
         """Seconds of both recordings."""
@@ -278,10 +284,13 @@ class _Comparison:
         late, most = round(lag * _RATE), int(_STRETCH * _RATE)
         # an anchor comes first: nearly every candidate fails on it, and is done with
         for channel in sorted(set(one) & set(other), key=lambda c: (c not in _ANCHORS, c)):
-            x, y = self._limited(0, first, channel), self._limited(1, second, channel)
-            if x is None or y is None:
+            read = self._limited(0, first, channel), self._limited(1, second, channel)
+            if read[0] is None or read[1] is None:
                 continue
-            x, y = x[max(-late, 0) :][:most], y[max(late, 0) :][:most]
+            begin = slice(max(-late, 0), max(-late, 0) + most), slice(max(late, 0), max(late, 0) + most)
+            (x, lost_x), (y, lost_y) = ((signal[s], lost[s]) for (signal, lost), s in zip(read, begin))
+            if max(lost_x.mean(), lost_y.mean()) > _MOST_INVALID:  # what is put in their place is alike in anyone
+                continue
             found = _correlation(x[_EDGE:-_EDGE], y[_EDGE:-_EDGE])
             if found < _ENOUGH:
                 return 0.0

@@ -97,7 +97,8 @@ def _beam_options(words: list[str]):
         raise BadInput("--beam", f"the unknown option {min(unknown)!r}", "options that Beam knows", remedy)
     name = options.view_as(StandardOptions).runner
     try:
-        create_runner(name) if name else None
+        if name:
+            create_runner(name)
     except (ValueError, ImportError, AttributeError):
         expected = "DirectRunner, FlinkRunner, SparkRunner, DataflowRunner or another that is installed"
         raise BadInput("--beam", f"the runner {name!r}", expected, remedy) from None

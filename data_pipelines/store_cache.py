@@ -77,9 +77,15 @@ class StoreCache:
         part = path.with_name(path.name + _PART)
         handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # waits for a process that is fetching it
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # another process is fetching it: wait, and look again. A shared lock, since that process may be using
+                # the file by the time we wake: an exclusive one would wait for as long as it does.
+                fcntl.flock(handle, fcntl.LOCK_SH)
+                return
             if not _is_at(handle, part):
-                return  # that process has renamed it, or given up: look again
+                return  # renamed, or given up, since we opened it
             if path.exists():
                 part.unlink()  # fetched after we looked, and before we made ours
                 return

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of what the tests do; how well XLA optimises is no test's matter, and those of `csfm plan`, whose
+# matter it is, say so.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 # Many tests compile the same programs, some in processes of their own: each is compiled once in a session. The first
 # process to come here (pytest itself, before it starts workers) makes the folder, and takes it away.

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 
+import jax
 import pytest
 
 from csfm_jax import cli
@@ -16,6 +17,16 @@ from data_pipelines.errors import BadInput
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed here"
 )
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_run():
+    """With all optimisations: what is compiled here is looked at."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
 
 PROGRAM = """HloModule step
 

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from csfm_jax import config as config_lib
 from csfm_jax import sharding
 from csfm_jax.training.optimizer import learning_rate, make_optimizer
-from csfm_jax.training.state import blueprint
+from csfm_jax.training.state import TrainState, blueprint
 from csfm_jax.training.step import make_eval_step, make_train_step, to_global
 from data_pipelines.batch import TokenBatch
 from data_pipelines.signals import CHANNEL_ID, CLS, TEXT
@@ -74,18 +74,25 @@ def fake_batch(seed: int) -> TokenBatch:
 
 
 class Run:
-    """A run on fake batches, on all devices there are."""
+    """A run on fake batches, on all devices there are.
 
-    def __init__(self, **overrides):
+    Args:
+        first: its initial state, on the host; None makes it. overrides: of `VALUES`.
+    """
+
+    def __init__(self, first: TrainState | None = None, **overrides):
         self.config = config_lib.from_dict(VALUES | overrides)
         rate = learning_rate(self.config.optimizer, self.config.training.steps)
         self.optimizer = make_optimizer(self.config.optimizer, self.config.training.steps)
         self.mesh = sharding.make_mesh(self.config.mesh)
         self.plan = blueprint(self.config, self.optimizer, self.mesh)
-        self.state = self.plan.initial()
+        self.state = self.plan.initial() if first is None else jax.tree.map(self._placed, first, self.plan.shardings)
         self.step_function = make_train_step(self.plan, self.optimizer, rate, self.config)
         if jax.process_count() == 1:
             self._first = jax.tree.map(np.array, self.state)
+
+    def _placed(self, value: np.ndarray, sharding) -> jax.Array:
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
     def begin(self) -> "Run":
         """Back to step 0, with what is compiled kept."""
@@ -122,9 +129,7 @@ def trace(run: Run, steps: int = 5) -> dict:
 
 @pytest.fixture(scope="module")
 def compiled():
-    jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
-    yield Run()
-    jax.config.update("jax_disable_most_optimizations", False)
+    return Run()
 
 
 @pytest.fixture
@@ -153,7 +158,6 @@ def traced_elsewhere(runs: list[dict], processes: int = 1, devices: int = 8) -> 
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices // processes),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     with socket.socket() as free:
@@ -314,7 +318,11 @@ if __name__ == "__main__":
     runs, address, processes, number = sys.argv[1:]
     if int(processes) > 1:
         jax.distributed.initialize(address, int(processes), int(number))
+    first = None
     for overrides in json.loads(runs):
-        traced = trace(Run(**overrides))
+        run = Run(first, **overrides)
+        if first is None:  # equal for all, and as long to compile as half a step
+            first = jax.tree.map(np.array, multihost_utils.process_allgather(run.state, tiled=True))
+        traced = trace(run)
         if jax.process_index() == 0:  # nobody reads the others' output
             print(json.dumps(traced))

@@ -5,6 +5,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -375,6 +377,29 @@ def test_processes_that_want_a_file_at_once_download_it_once(stores, remote, s3,
     for worker in workers:
         worker.join()
     assert s3.count("GET", "array_record") == 1 and s3.count("GET", "index.parquet") == 1
+
+
+def test_who_waits_for_a_file_does_not_wait_for_those_who_use_it(tmp_path, monkeypatch):
+    """Locks belong to open files, so that threads stand for processes. Each keeps its lease until all have one."""
+
+    def slowly(address, file, **_):
+        time.sleep(0.02)
+        file.write(bytes(10))
+
+    monkeypatch.setenv("CSFM_CACHE", str(tmp_path))
+    monkeypatch.setattr(store_cache, "download_into", slowly)
+    cache, leases = store_cache.StoreCache(), []
+
+    def take(sha256):
+        leases.append(cache.take("s3://b/x", 10, sha256))
+
+    for i in range(25):
+        threads = [threading.Thread(target=take, args=(str(i),), daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+        assert len(leases) == 4 * (i + 1), "a thread waits for a lease that another holds"
 
 
 class Cached:

@@ -336,7 +336,8 @@ def load_objective(path: Place) -> tuple[Any, LoadedEncoder]:
     config, params, run = restore_params(step)
     objective = with_params(lambda: objectives.build(config, rngs=nnx.Rngs(0)), params, str(step))
     spec, tokenizer = _spec_of(run, str(step)), run.get("tokenizer")
-    return objective, LoadedEncoder(config, objective.encoder, spec, tokenizer, _provenance(step, run))
+    encoder = objective.lora.adapt(objective.encoder) if config.adaptation.lora_rank else objective.encoder
+    return objective, LoadedEncoder(config, encoder, spec, tokenizer, _provenance(step, run))
 
 
 def random_encoder(config: Config, seed: int = 0, spec: preprocess.Spec | None = None) -> LoadedEncoder:

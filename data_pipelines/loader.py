@@ -35,9 +35,12 @@ class Rows:
         hide: False makes every token visible and none a target.
         strategy: one mask strategy for every window; None draws by weight.
         label_names: columns of `TokenBatch.labels`.
+        labelled: leaves out recordings that have none of these labels.
     """
 
-    def __init__(self, stores, tokens, data, split, plans_dir, hide=True, strategy=None, label_names=()):
+    def __init__(
+        self, stores, tokens, data, split, plans_dir, hide=True, strategy=None, label_names=(), labelled=False
+    ):
         windows.check(tokens, data)
         if hide:
             masking.check(data.mask, tokens)
@@ -48,9 +51,10 @@ class Rows:
         self.stores, self.tokens, self.data, self.strategy = list(stores), tokens, data, strategy
         self.tokenizer = text.choose_tokenizer(self.stores, tokens, data.tokenizer)
         self.reports = Reports(self.stores, tokens, self.tokenizer)
-        self.plans = Plans(plans_dir, self.stores, tokens, data, split, self.reports, hide)
         self._mask = data.mask if hide else None
         self._labels = [_label_table(store, label_names) for store in self.stores]
+        taken = [~np.isnan(table).all(axis=1) for table in self._labels] if labelled else None
+        self.plans = Plans(plans_dir, self.stores, tokens, data, split, self.reports, hide, taken)
         self._label_count = len(label_names)
 
     def batch(self, epoch: int, rows: Sequence[int]) -> TokenBatch:
@@ -230,12 +234,13 @@ def make_loader(
         host, hosts: which slice of every global batch.
         state: of an earlier loader; None starts at epoch 0.
         hide: False makes every token visible and none a target (V = T), for supervised training.
-        label_names: labels to deliver, in this order.
+        label_names: labels to deliver, in this order; recordings that have none of them are left out.
 
     Raises:
         BadInput: bad config, no window, a window larger than a row, or a state of other stores or settings.
     """
-    rows = Rows(stores, tokens, data, split, plans_dir, hide, label_names=label_names)
+    labelled = bool(label_names)
+    rows = Rows(stores, tokens, data, split, plans_dir, hide, label_names=label_names, labelled=labelled)
     return Loader(rows, host, hosts, state)
 
 

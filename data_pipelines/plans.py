@@ -51,13 +51,16 @@ class Plans:
         stores, tokens, data, split: what the plans are a function of, with the epoch.
         reports: decides the text tokens of each window.
         hide: False plans for windows that are seen whole (embedding): V = T.
+        taken: as of `windows.epoch_windows`.
 
     Picklable; a worker process finds the plans where the host has put them, or makes them.
     """
 
-    def __init__(self, folder, stores, tokens: TokenConfig, data: DataConfig, split: str, reports: Reports, hide=True):
+    def __init__(
+        self, folder, stores, tokens: TokenConfig, data: DataConfig, split: str, reports: Reports, hide=True, taken=None
+    ):
         self.folder, self._stores, self._split = Path(folder), stores, split
-        self._tokens, self._data, self._reports, self._hide = tokens, data, reports, hide
+        self._tokens, self._data, self._reports, self._hide, self._taken = tokens, data, reports, hide, taken
         T, V, S = windows.capacities(tokens, data)
         self.capacities = (T, V if hide else T, S)
         self.digest = self._inputs_digest()
@@ -88,6 +91,8 @@ class Plans:
             "split": self._split,
             "text": self._reports.digest,
         }
+        if self._taken is not None:
+            parts["taken"] = hashlib.sha256(b"".join(np.packbits(t).tobytes() for t in self._taken)).hexdigest()
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _folder(self, epoch: int) -> Path:
@@ -137,7 +142,8 @@ class Plans:
 
     def windows(self, epoch: int) -> windows.EpochWindows:
         """The window table of an epoch, with the text tokens that the reports really have."""
-        return windows.epoch_windows(self._stores, self._tokens, self._data, self._split, epoch, self._text_counts())
+        counts = self._text_counts()
+        return windows.epoch_windows(self._stores, self._tokens, self._data, self._split, epoch, counts, self._taken)
 
     def _text_counts(self) -> list[np.ndarray]:
         """Tokenising every report takes minutes for millions of them, so the counts (not the ids) are kept."""

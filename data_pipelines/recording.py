@@ -1,6 +1,7 @@
 """Recording: what every reader returns and everything downstream takes."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -77,3 +78,11 @@ class Recording:
     def seconds(self) -> float:
         """From the first channel's first sample to the last channel's last one."""
         return max((c.start + c.seconds for c in self.channels), default=0.0)
+
+    def until(self, seconds: float) -> "Recording":
+        """The recording up to a moment: later samples, channels and events are left out, events under way end there."""
+        kept = (
+            c._replace(signal=c.signal[: max(0, math.ceil((seconds - c.start) * c.rate - 1e-6))]) for c in self.channels
+        )
+        events = (replace(e, seconds=min(e.seconds, seconds - e.time)) for e in self.events if e.time < seconds)
+        return replace(self, channels=tuple(c for c in kept if len(c.signal)), events=tuple(events))

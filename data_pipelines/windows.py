@@ -148,6 +148,7 @@ def epoch_windows(
     split: str,
     epoch: int,
     text_counts: list[np.ndarray] | None = None,
+    taken: list[np.ndarray] | None = None,
 ) -> EpochWindows:
     """The windows of one epoch.
 
@@ -158,6 +159,7 @@ def epoch_windows(
         epoch: with `data.seed`, decides starts and the fractional part of mixture weights.
         text_counts: for each store, int [recordings], text tokens of each report (0 = none). None plans
             `tokens.text_length` for every recording that has a report.
+        taken: for each store, bool [recordings], which are read; None = all.
 
     Raises:
         BadInput: no window at all, or a mixture weight for a store that is not there.
@@ -171,6 +173,7 @@ def epoch_windows(
             "correct the name or remove the weight",
         )
     skipped = {"recordings shorter than the minimum": 0, "recordings without a channel of the config": 0}
+    skipped |= {} if taken is None else {"recordings without a label": 0}
     skipped |= {"windows of too little quality": 0, "windows not drawn, by their quality": 0}
     parts = []
     for position, store in enumerate(stores):
@@ -178,7 +181,11 @@ def epoch_windows(
         weight = data.weights.get(store.name, 1.0)
         if weight == 0:
             continue
-        tables = _store_windows(store.index, position, weight, tokens, data, split, epoch, counts, skipped)
+        ours = store.index.split == SPLITS.index(split)
+        if taken is not None:
+            skipped["recordings without a label"] += int(np.count_nonzero(ours & ~taken[position]))
+            ours = ours & taken[position]
+        tables = _store_windows(store.index, position, weight, tokens, data, ours, epoch, counts, skipped)
         if split == "train" and (data.quality_minimum or data.quality_weight):  # evaluation leaves nothing out
             tables = _good_enough(store, tables, data, epoch, position, skipped)
         parts += tables
@@ -196,10 +203,9 @@ def epoch_windows(
     return EpochWindows(store, recording, start, seconds, signal, text, visible, group, skipped)
 
 
-def _store_windows(index, position, weight, tokens, data, split, epoch, text_counts, skipped):
+def _store_windows(index, position, weight, tokens, data, ours, epoch, text_counts, skipped):
     """One table (store, recording, start, seconds, signal tokens, text tokens) for each pass over the store."""
     window = data.window
-    ours = index.split == SPLITS.index(split)
     milliseconds = _usable_milliseconds(index, window)
     seconds = (milliseconds / 1000).astype(np.float32)
     long_enough = seconds >= np.float32(window.minimum_seconds)

@@ -75,6 +75,24 @@ def test_ptbxl_folds_and_superclasses(sources):
         assert len(missing) == 1 and (missing == {False} or not any(row[f"superclass/{c}"] == 1 for c in counts))
 
 
+def test_ptbxl_form_and_rhythm_are_known_where_a_statement_is_of_that_kind(sources):
+    found = labels(sources["ptbxl"])
+    for kind, number in (("form", 19), ("rhythm", 12)):
+        ours = [{k: v for k, v in row.items() if k.startswith(f"{kind}/")} for row in found]
+        assert {len(row) for row in ours} == {number}
+        without = [all(math.isnan(v) for v in row.values()) for row in ours]
+        assert all(w or any(v == 1 for v in row.values()) for w, row in zip(without, ours)) and any(without)
+    assert labels(sources["ptbxl"])[0]["form/LVOLT"] == 1
+
+
+def test_recordings_of_alarms_end_at_the_alarm(sources):
+    """Half of the records go on for 30 s, and filters would carry some of that back."""
+    source = sources["cinc2015"]
+    long = [entry for entry in source.entries() if entry.study.endswith("l")]
+    assert long and source.signals(long[0]).seconds > 329
+    assert {round(source.read(entry).seconds, 3) for entry in long} == {300.0}
+
+
 def test_ptbxl_and_its_extension_share_no_patient(sources):
     extra = sources["ptbxl_extra"]
     assert {e.split for e in extra.entries()} == {"test"}

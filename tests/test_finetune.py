@@ -83,7 +83,8 @@ def test_predictions_are_those_of_validation_and_only_of_unseen_subjects(finishe
     table = pq.read_table(tmp_path / "p.parquet").to_pydict()
     (store,) = open_stores(str(bench.stores))
     mine = [study.decode() for study in store.index.study[store.index.split == 1]]
-    assert table["recording"] == mine and max(table["windows"]) == 4  # four crops of a recording, no more
+    crops = [min(10, int(s // 4)) for s in store.index.seconds[store.index.split == 1]]  # 4 of 10 s, in windows of 4 s
+    assert table["recording"] == mine and table["windows"] == crops
     truth = store.labels()["rhythm/irregular"][store.index.split == 1]
     np.testing.assert_array_equal(table["label/rhythm/irregular"], truth)
     assert all(0 < p < 1 for p in table["prediction/rhythm/irregular"])
@@ -162,18 +163,22 @@ def test_stores_that_do_not_fit_are_refused(bench, tmp_path, capsys):
     assert "csfm-published" in message and "csfm-jax" in message
 
 
-def test_labels_that_nobody_can_learn_are_left_out_and_two_splits_refused(tmp_path):
+def test_labels_that_nobody_can_learn_are_left_out_and_two_splits_refused(tmp_path, monkeypatch):
     from csfm_jax.commands import finetune
 
     base = toy_config()
     rows = [leads(i, s, rhythm_irregular=float(i % 2), rate_fast=0.0) for i, s in enumerate(["train"] * 4 + ["test"])]
     store = write_store(tmp_path / "one", rows, name="one")
     task = finetune.tasks.get("simulated_rhythm")
-    config = finetune.recipe(base, task, str(tmp_path), [])
+    config = finetune.recipe(base, task, str(tmp_path), [], scratch=False)
     found = resolve.resolve(config, [store])
     assert found.labels == ("rhythm/irregular",) and found.left_out == {
         "rate/fast": "no positive among train recordings"
     }
+    named = dataclasses.replace(task, labels=("rhythm/irregular", "rate/none"))
+    monkeypatch.setitem(finetune.tasks.TASKS, "simulated_rhythm", named)
+    assert resolve.resolve(config, [store]).left_out == {"rate/none": "no label of these stores"}
+    monkeypatch.undo()
     rates = dataclasses.replace(config, adaptation=AdaptationConfig("simulated_heart_rate"))
     paced = [leads(20 + i, "train", heart_rate=60.0 + 20 * i) for i in range(2)]
     measured = resolve.resolve(rates, [write_store(tmp_path / "paced", paced, name="paced")])

@@ -138,3 +138,12 @@ def test_lora_starts_as_the_base_and_merges_into_its_kernels(encoder, windows):
     graph, own = nnx.split(nnx.merge(graphdef, state))
     nnx.replace_by_pure_dict(own, jax.tree.map(jnp.asarray, whole))
     np.testing.assert_allclose(tokens(own, batch), found, atol=2e-4)
+
+
+@pytest.mark.parametrize("depth", [1, 12])
+def test_lora_begins_as_wide_whatever_the_number_of_layers(depth):
+    """Uniform within 1 / sqrt(inputs), as in Microsoft's code."""
+    factors = lora.Factors(depth, 16, {"embed": 400}, {"mlp": 8}, rngs=nnx.Rngs(0))
+    a = np.asarray(factors.a[...])
+    assert np.abs(a).max() <= 1 / 20 and np.std(a) == pytest.approx(1 / 20 / np.sqrt(3), rel=0.02)
+    assert not np.asarray(factors.b[...]).any()

@@ -305,6 +305,20 @@ def test_labels_follow_their_windows(stores, make):
     assert np.isnan(batch.labels[real][:, 1]).all() and np.isnan(batch.labels[~real]).all()
 
 
+def test_training_on_labels_leaves_out_recordings_that_have_none(tmp_path):
+    told = [recording(i, ("II",), 12.0, labels={"x": 1.0} if i % 3 == 0 else {"y": 0.0}) for i in range(30)]
+    store = write_store(tmp_path / "s", told)
+    made = loader.make_loader([store], TOKENS, DATA, plans_dir=tmp_path / "plans", label_names=("x",))
+    try:
+        plan, batch = made.plans.get(0), next(made)
+    finally:
+        made.close()
+    assert len(np.unique(plan.recording)) == 10 and not np.isnan(batch.labels[batch.window >= 0]).any()
+    whole = loader.make_loader([store], TOKENS, DATA, plans_dir=tmp_path / "plans")
+    assert len(np.unique(whole.plans.get(0).recording)) == 30 and whole.plans.digest != made.plans.digest
+    whole.close()
+
+
 def window_tokens(batch, window):
     """Everything that a batch holds of one window, without its place in the row."""
     row, slot = np.argwhere(batch.window == window)[0]

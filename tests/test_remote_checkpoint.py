@@ -80,10 +80,10 @@ def test_a_step_comes_back_whole_and_old_steps_go(place, tmp_path):
     shutil.rmtree(tmp_path / "here")  # the host is gone
     checkpoints = opened(tmp_path, place)
     assert checkpoints.latest() == 15 and checkpoints.read_run() == {**RUN, "step": 15}
-    params, optimizer = checkpoints.restore(15, abstract(arrays(1)), abstract({"moments": arrays(1)}))
+    found = checkpoints.restore(15, abstract(arrays(1)), abstract({"moments": arrays(1)}))
     checkpoints.close()
-    jax.tree.map(np.testing.assert_array_equal, params, arrays(15))
-    jax.tree.map(np.testing.assert_array_equal, optimizer, {"moments": arrays(-15)})
+    jax.tree.map(np.testing.assert_array_equal, found["params"], arrays(15))
+    jax.tree.map(np.testing.assert_array_equal, found["optimizer"], {"moments": arrays(-15)})
     assert checkpoint.read_run(storage.parent(place))["step"] == 15
 
 
@@ -122,9 +122,9 @@ def test_lost_connections_are_tried_again(s3, tmp_path):
     assert not any(fault.times for fault in s3.faults)
     s3.faults += [Fault("GET /bucket/runs/one/checkpoints/1/params/", 2, cut=50), Fault("GET", 1, 500)]
     checkpoints = opened(tmp_path)
-    params, _ = checkpoints.restore(1, abstract(arrays(1)), abstract({"moments": arrays(1)}))
+    found = checkpoints.restore(1, abstract(arrays(1)), abstract({"moments": arrays(1)}))
     checkpoints.close()
-    jax.tree.map(np.testing.assert_array_equal, params, arrays(1))
+    jax.tree.map(np.testing.assert_array_equal, found["params"], arrays(1))
     assert not any(fault.times for fault in s3.faults)
 
 
@@ -238,8 +238,9 @@ def one_of_two(folder: Path) -> None:
     checkpoints = opened(folder)
     assert checkpoints.read_run()["step"] == checkpoints.latest() == 1
     wanted = abstract(split_arrays(1)), abstract({"moments": split_arrays(1)})
-    for found, expected in zip(checkpoints.restore(1, *wanted), (split_arrays(1), {"moments": split_arrays(-1)})):
-        for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    found = checkpoints.restore(1, *wanted)
+    for name, expected in (("params", split_arrays(1)), ("optimizer", {"moments": split_arrays(-1)})):
+        for mine, other in zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(mine.addressable_data(0), other.addressable_data(0))
     checkpoints.close()
 
@@ -278,8 +279,8 @@ def test_each_process_sends_its_part_and_one_reads_them_all(s3, sent_by_two, tmp
         np.testing.assert_array_equal(params["layers"][0], expected[0])
         assert run["step"] == 1
     checkpoints = opened(tmp_path)  # one process goes on where two stopped
-    _, optimizer = checkpoints.restore(1, *(abstract(t) for t in one_device_trees()))
-    np.testing.assert_array_equal(optimizer["moments"]["split"], -expected)
+    found = checkpoints.restore(1, *(abstract(t) for t in one_device_trees()))
+    np.testing.assert_array_equal(found["optimizer"]["moments"]["split"], -expected)
     save(checkpoints, 2)
     checkpoints.close()
     assert finished_steps(HOME) == [1, 2]

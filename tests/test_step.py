@@ -260,6 +260,19 @@ def test_a_spike_is_skipped_and_the_usual_norm_stands(watched):
     assert run.step(good).made
 
 
+def test_a_batch_that_teaches_nothing_moves_nothing(watched):
+    """Momentum and decay would move the parameters without it, and its norm of 0 would make spikes of all others."""
+    run, good = watched.begin(), fake_batch(0)
+    usual = run.step(good).usual_norm
+    before = leaves((run.state.params, run.state.optimizer, run.state.average))
+    nothing = run.step(good._replace(target=np.zeros_like(good.target)))
+    assert nothing.gradient_norm == 0 and not nothing.made
+    assert (int(nothing.bad), int(nothing.skipped), nothing.usual_norm) == (0, 1, usual)
+    for name, value in leaves((run.state.params, run.state.optimizer, run.state.average)).items():
+        np.testing.assert_array_equal(before[name], value, err_msg=name)
+    assert run.step(good).made
+
+
 def test_the_average_follows_the_parameters_and_skipped_steps_leave_it(watched):
     run, good = watched.begin(), fake_batch(0)
     poisoned = good._replace(patches=np.where(good.target[..., None], np.nan, good.patches).astype(np.float32))

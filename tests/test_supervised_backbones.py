@@ -65,9 +65,22 @@ def test_what_only_a_transformer_has_is_refused(adaptation, message):
 
 def test_a_baseline_brings_its_own_recipe():
     config, task = configs.load("benchmark_s4"), tasks.get("ptbxl_superclass")
-    made = finetune.recipe(config, task, "stores", ["--config.training.steps=5"])
+    made = finetune.recipe(config, task, "stores", ["--config.training.steps=5"], scratch=True)
     assert (made.data.window.seconds, made.data.rows, made.data.stores) == (2.5, 64, "stores")
     assert made.optimizer == config.optimizer and made.training.steps == 5
     assert (made.adaptation.task, made.adaptation.layer_decay) == ("ptbxl_superclass", 1.0)
-    pretrained = finetune.recipe(configs.load("csfm_nano"), task, "stores", [])
+    pretrained = finetune.recipe(configs.load("csfm_nano"), task, "stores", [], scratch=False)
     assert (pretrained.data.window.seconds, pretrained.data.rows) == (10.0, 16)
+    assert pretrained.adaptation.layer_decay == 0.75
+    scratch = finetune.recipe(configs.load("csfm_nano"), task, "stores", [], scratch=True)
+    assert scratch.adaptation.layer_decay == 1.0  # no layer was pretrained
+
+
+def test_what_a_checkpoint_was_taught_before_is_not_the_recipe():
+    """A linear probe first, then the whole network: nothing of the first run's settings stays."""
+    task, base = tasks.get("ptbxl_superclass"), configs.load("csfm_nano")
+    words = ["--config.adaptation.trainable=head", "--config.training.steps=7", "--config.data.row_tokens=640"]
+    probe = finetune.recipe(base, task, "stores", words, scratch=False)
+    assert finetune.recipe(probe, task, "stores", [], scratch=False) == finetune.recipe(
+        base, task, "stores", [], scratch=False
+    )

@@ -20,6 +20,7 @@ from csfm_jax import cli, encoding
 from csfm_jax.training import checkpoint, initial, record
 from csfm_jax.training.state import TrainState
 from data_pipelines import storage
+from data_pipelines.errors import BadInput
 
 STEPS = 40
 TINY = f"""
@@ -242,6 +243,9 @@ def test_a_run_begins_with_the_encoder_of_another(bench, finished, tmp_path, cap
     assert not record.trained_on(encoding.load(workdir).provenance).complete
 
     initial.check_resumed(str(finished[0]), run, str(workdir))  # the same command goes on
+    with pytest.raises(BadInput, match="that began from .*expected one that began from a random initialisation"):
+        initial.check_resumed(initial.RANDOM, run, str(workdir))
+    initial.check_resumed(initial.RANDOM, {"initial": None}, str(workdir))
     message = refused(bench, workdir, capsys, f"--init={tmp_path}", *still)
     assert f"began from {finished[0]}" in message and "another --workdir" in message
 

@@ -22,7 +22,6 @@ from data_pipelines.config import DataConfig, WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.storage import place
 
-_RANDOM = "random"
 _FOUND = ("task", "labels", "mean", "scale", "positive_weight")  # of `adaptation`: by --task, and in the stores
 
 
@@ -45,7 +44,7 @@ def arguments(parser) -> None:
 
 def run(args) -> int:
     task = tasks.get(args.task)
-    scratch = args.checkpoint == _RANDOM
+    scratch = args.checkpoint == "random"
     if scratch == (args.config is None):
         found = f"--checkpoint={args.checkpoint} {'without' if scratch else 'with'} --config"
         expected = "--config with --checkpoint=random alone: a checkpoint brings its own"
@@ -59,11 +58,12 @@ def run(args) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in `csfm train`
     from csfm_jax import encoding
     from csfm_jax.tasks.resolve import resolve
+    from csfm_jax.training import initial
     from csfm_jax.training.loop import train
     from data_pipelines.store import open_stores
 
     about = None if scratch else encoding.about(args.checkpoint)
-    config = recipe(base or about.config, task, args.store, args.overrides)
+    config = recipe(base or about.config, task, args.store, args.overrides, scratch)
     stores = open_stores(args.store, "size")  # the loop opens them again, and verifies them as the config says
     resolved = resolve(config, stores)
     if about is not None:
@@ -71,18 +71,23 @@ def run(args) -> int:
     config = resolved.adapted(with_rows(config, stores))
     if jax.process_index() == 0:
         _print_task(config, resolved)
-    init = None if scratch else args.checkpoint
-    last = train(config, workdir, init=init, command=shlex.join(["csfm", *sys.argv[1:]]))
+    last = train(
+        config,
+        workdir,
+        init=initial.RANDOM if scratch else args.checkpoint,
+        command=shlex.join(["csfm", *sys.argv[1:]]),
+    )
     return args.stopped_code if last < config.training.steps else 0
 
 
-def recipe(base: Config, task: tasks.Task, stores: str, overrides: list[str]) -> Config:
+def recipe(base: Config, task: tasks.Task, stores: str, overrides: list[str], scratch: bool) -> Config:
     """The configuration of a fine-tuning run, but for what the stores decide.
 
     Args:
-        base: of the pretraining: encoder and tokens stay, all else is the recipe's; or of a supervised baseline from
-            scratch, which stays as it is. stores: as `data.stores`.
-        overrides: `--config.x.y=value` words; they win.
+        base: of the checkpoint, or of the network to be trained from scratch: encoder and tokens stay, all else is the
+            recipe's. stores: as `data.stores`. overrides: `--config.x.y=value` words; they win.
+        scratch: whether weights begin at random. Then all layers learn at one rate, for none was pretrained; and the
+            config of a supervised baseline stays as it is.
     """
     given = {word.partition("=")[0].removeprefix("--config.") for word in overrides}
     for name in [*(f"adaptation.{name}" for name in _FOUND), "objective.name", "data.stores"]:
@@ -94,13 +99,12 @@ def recipe(base: Config, task: tasks.Task, stores: str, overrides: list[str]) ->
         begin=task.begin,
         end=task.end,
     )
-    if base.objective.name == "supervised":  # a baseline's config: it says all but the task
-        decay = base.adaptation.layer_decay if base.backbone.name == "transformer" else 1.0
+    if scratch and base.objective.name == "supervised":  # a baseline's config: it says all but the task
         window = dataclasses.replace(base.data.window, begin=task.begin, end=task.end)
         config = dataclasses.replace(
             base,
             data=dataclasses.replace(base.data, stores=stores, window=window),
-            adaptation=dataclasses.replace(base.adaptation, task=task.name, layer_decay=decay),
+            adaptation=dataclasses.replace(base.adaptation, task=task.name, layer_decay=1.0),
         )
         return configs.override(config, overrides)
     config = dataclasses.replace(
@@ -110,7 +114,7 @@ def recipe(base: Config, task: tasks.Task, stores: str, overrides: list[str]) ->
         optimizer=OptimizerConfig(warmup_steps=0, learning_rate=0.0),
         training=TrainingConfig(steps=1000, log_every=10, eval_every=100, save_every=100),
         mesh=MeshConfig(),
-        adaptation=AdaptationConfig(task=task.name),
+        adaptation=AdaptationConfig(task=task.name, layer_decay=1.0 if scratch else AdaptationConfig.layer_decay),
     )
     config = configs.override(config, overrides)
     usual = {
@@ -141,7 +145,11 @@ def _check_unseen(stores, provenance: dict, args) -> None:
     from csfm_jax.training import record
 
     before = record.trained_on(provenance)
-    protocol.check_unseen(protocol.Recordings.whole(stores), before.subjects, args.checkpoint)
+    everyone = protocol.Recordings.whole(stores)
+    protocol.check_unseen(everyone, before.subjects, args.checkpoint)
+    validation = set(everyone.subject[everyone.split == 1].tolist())
+    if seen := len(validation & before.subjects):
+        print(f"{seen} of the {len(validation)} validation subjects were pretrained on: their figures flatter")
     others = before.incomparable(stores) if "path" in provenance else []
     protocol.check_comparable(others, before.complete, args.unchecked_subjects, args.checkpoint)
 

@@ -1,6 +1,7 @@
 """Predictions of a task for recordings: every window of a split once, everything visible, crops averaged."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -45,12 +46,18 @@ class Split:
     """
 
     def __init__(self, config: "Config", stores: list[Store], split: str, plans_dir: Path, number=0, parts=1):
-        crops = tasks.get(config.adaptation.task).crops
-        window = dataclasses.replace(config.data.window, random_start=False, most_per_recording=crops)
+        task, window = tasks.get(config.adaptation.task), config.data.window
+        # a model of shorter windows is judged on the same stretch as others
+        crops = max(1, math.ceil(task.crops * task.seconds / window.seconds - 1e-6))
+        window = dataclasses.replace(window, random_start=False, most_per_recording=crops)
         self._tokens, self._stores, self._split = read_tokens(config), stores, split
         self._data = dataclasses.replace(config.data, weights={}, window=window)
         self._share, self._plans_dir, self._labels = (number, parts), plans_dir, config.adaptation.labels
         self._table = windows.epoch_windows(stores, self._tokens, self._data, split, 0)
+        # other stores than those of the training may have more leads, hence longer windows
+        longest = -(-int(self._table.tokens.max()) // 128) * 128
+        if longest > self._data.row_tokens:
+            self._data = dataclasses.replace(self._data, row_tokens=longest, row_visible=longest)
 
     def batches(self) -> Iterator[TokenBatch]:
         """This process's part of every batch."""

@@ -62,15 +62,17 @@ class Attention(Head):
         keys, values = self.keys(tokens), self.values(tokens).astype(jnp.float32)
         heads, head_dim = keys.shape[-2:]
         query = self.query[...].reshape(heads, head_dim)
-        scores = jnp.einsum("bvhd,hd->bvh", keys.astype(jnp.float32), query) / jnp.sqrt(head_dim)
+        exact = jax.lax.Precision.HIGHEST
+        scores = jnp.einsum("bvhd,hd->bvh", keys.astype(jnp.float32), query, precision=exact) / jnp.sqrt(head_dim)
         member = read.segment[:, :, None] == jnp.arange(1, windows + 1)  # [B, V, S]
         # each window's own largest score: that of the row could leave another window with nothing but zeros
         own = jnp.where(member[..., None], scores[:, :, None], -jnp.inf).max(axis=1)  # [B, S, H]
         own = jax.lax.stop_gradient(jnp.where(jnp.isfinite(own), own, 0.0))
-        largest = jnp.einsum("bvs,bsh->bvh", member.astype(jnp.float32), own, precision=jax.lax.Precision.HIGHEST)
+        member = member.astype(jnp.float32)
+        largest = jnp.einsum("bvs,bsh->bvh", member, own, precision=exact)
         weight = jnp.where((read.segment > 0)[..., None], jnp.exp(scores - largest), 0.0)
-        total = jnp.einsum("bvs,bvh->bsh", member.astype(jnp.float32), weight)
-        pooled = jnp.einsum("bvs,bvh,bvhd->bshd", member.astype(jnp.float32), weight, values)
+        total = jnp.einsum("bvs,bvh->bsh", member, weight, precision=exact)
+        pooled = jnp.einsum("bvs,bvh,bvhd->bshd", member, weight, values, precision=exact)
         pooled /= jnp.where(total > 0, total, 1.0)[..., None]
         return pooled.reshape(*pooled.shape[:2], heads * head_dim)
 

@@ -15,7 +15,8 @@ from csfm_jax.models.layers import axes
 if TYPE_CHECKING:
     from csfm_jax.tasks.config import AdaptationConfig
 
-_INIT = nnx.initializers.he_uniform()
+# A as in Microsoft's code: uniform within 1 / sqrt(inputs), whatever the number of layers it is stacked with
+_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-2, out_axis=-1, batch_axis=0)
 
 
 class Factors(nnx.Module):

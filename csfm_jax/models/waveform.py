@@ -111,18 +111,19 @@ def in_windows(frames: Frames, tokens: Tokens, windows: int) -> Signals:
     rows, longest = tokens.channel.shape[0], frames.longest
     values, flags, some = [], [], jnp.zeros((rows, windows * longest), bool)
     modality = jnp.asarray(np.asarray(MODALITY_OF, np.int32))[tokens.channel]
-    # the last place holds the NaN of a frame beyond the end
-    place = (tokens.segment - 1) * longest + jnp.minimum(tokens.frame, longest - 1)
-    patches = jnp.where((tokens.frame < longest)[..., None], tokens.patches, jnp.nan)
+    place, fits = (tokens.segment - 1) * longest + tokens.frame, tokens.frame < longest
     for row, channels in zip(frames.modalities, frames.channels):
         mine = tokens.signal & (modality == row)
-        at = jnp.where(mine, place, windows * longest)
+        at = jnp.where(mine & fits, place, windows * longest)
         size = channels * (frames.patch + 1)
         spread = jax.vmap(lambda new, at, size=size: jnp.zeros((windows * longest, size)).at[at].set(new, mode="drop"))
-        value, flag = _opened(frames, spread(patches[..., :size], at), channels)
+        value, flag = _opened(frames, spread(tokens.patches[..., :size], at), channels)
         values, flags = [*values, value], [*flags, flag]
         some |= jax.vmap(lambda at: jnp.zeros(windows * longest, bool).at[at].set(True, mode="drop"))(at)
     x = jnp.concatenate(values + flags, axis=-1).reshape(rows * windows, longest * frames.patch, frames.inputs)
+    beyond = tokens.signal & ~fits
+    cut = (beyond[:, :, None] & (tokens.segment[:, :, None] == jnp.arange(1, windows + 1))).any(axis=1)
+    x = jnp.where(cut.reshape(-1, 1, 1), jnp.nan, x)
     there = jnp.repeat(some.reshape(rows * windows, longest), frames.patch, axis=1)
     return Signals(constrain(x, "batch", None, None), constrain(there, "batch", None))
 

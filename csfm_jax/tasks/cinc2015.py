@@ -4,8 +4,7 @@ from csfm_jax.tasks.task import Task
 
 _ALARM = 300.0  # seconds from the recording's start to the alarm, by the Challenge's design
 
-# The 10 s before the alarm. What comes after it in half of the records is not read; but stores are filtered forwards
-# and backwards, so that the window's last tenths of a second have seen a little of it.
+# The 10 s before the alarm; what comes after it in half of the records does not enter a store.
 TASKS = (
     Task(
         "cinc2015_false_alarm", "whether the alarm is true, from the 10 s before it", ("true_alarm",), "multilabel",

@@ -63,14 +63,16 @@ def resolve(config: "Config", stores: list[Store]) -> Resolved:
             subjects have no label that can be learned; each by name.
     """
     task = tasks.get(config.adaptation.task)
+    stores = [store for store in stores if config.data.weights.get(store.name, 1.0) > 0]  # the others are not read
     _check_sensors(task, config, stores)
     everyone = Recordings.whole(stores)
     _check_splits(everyone)
     names = _names(task, everyone)
     labels = np.stack([everyone.labels[name] for name in names], axis=1).astype(np.float64)
     train = labels[everyone.split == 0]
-    left_out = _unlearnable(task, names, train)
-    if left_out and (task.kind == "survival" or len(left_out) == len(names)):
+    absent = [name for name in task.labels if "*" not in name and name not in names]
+    left_out = dict.fromkeys(absent, "no label of these stores") | _unlearnable(task, names, train)
+    if left_out and (task.kind == "survival" or set(names) <= left_out.keys()):
         found = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise BadInput(f"--task={task.name}", found, "train subjects with labels that differ", "use other stores")
     kept = [i for i, name in enumerate(names) if name not in left_out]

@@ -15,6 +15,8 @@ from data_pipelines.errors import BadInput
 from data_pipelines.storage import absolute
 from data_pipelines.store import Store, check_spec
 
+RANDOM = "random"  # in place of a path: a run that begins at random, and goes on only if it has begun so
+
 # What may differ from the weights' own configuration: how they are run, not what they are.
 _FREE = ("dropout", "pooling", "remat", "compute", "attention")
 
@@ -80,12 +82,16 @@ def check_resumed(path: str | None, saved: dict, where: str) -> None:
     """Refuses to go on with a run that began from other weights; the weights themselves are not read again.
 
     Args:
-        path: of this command, or None. saved: `run` of the checkpoint. where: the work directory.
+        path: of this command, `RANDOM`, or None where it says nothing. saved: `run` of the checkpoint. where: the work
+            directory.
     """
+    if path is None:
+        return
     began = (saved.get("initial") or {}).get("path")
-    if path is not None and str(absolute(path)) != began:
-        found = f"a run that began from {began or 'a random initialisation'}"
-        raise BadInput(where, found, f"one that began from --init={path}", "choose another --workdir for another run")
+    if (None if path == RANDOM else str(absolute(path))) != began:
+        found, expected = (p or "a random initialisation" for p in (began, None if path == RANDOM else path))
+        remedy = "choose another --workdir for another run"
+        raise BadInput(where, f"a run that began from {found}", f"one that began from {expected}", remedy)
 
 
 def _check_sizes(config: Config, theirs: Config, where: str) -> None:

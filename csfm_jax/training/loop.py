@@ -38,7 +38,8 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
     Args:
         config: the whole run. workdir: a folder, or one in an object store; made if absent; see `remote.Workdir`,
             `record.write_folder`, `metrics.Log` and `checkpoint` for what lies in it. command: kept with the run.
-            init: weights to begin from, see `initial.read`; a run that goes on has no more use for them.
+            init: weights to begin from, see `initial.read`, or `initial.RANDOM`; a run that goes on has no more use for
+                them.
 
     Returns:
         The last step that was made; below `config.training.steps` when a signal ended the run.
@@ -70,7 +71,8 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
             # Before arrays are read: another width would fail there too, but not by the name of its field.
             record.check_resumable(saved, about, str(workdir))
             initial.check_resumed(init, saved, str(workdir))
-        begun = initial.read(init, config, stores, tokenizer) if init and not saved else None
+        from_weights = init not in (None, initial.RANDOM) and not saved
+        begun = initial.read(init, config, stores, tokenizer) if from_weights else None
         about["initial"] = begun.about if begun else saved.get("initial")
         loader = _loader(config, stores, folder / "plans", saved.get("data"), sharding.rows_share(mesh))
         until_end.callback(loader.close)
@@ -206,8 +208,9 @@ class Run:
         plan = self._loader.plans.get(epoch)
         windows = [int(w) for r in range(row, row + self._config.data.rows) for w in plan.row(r)]
         finite = math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)
+        reason = "not finite" if not finite else "nothing to learn" if metrics.gradient_norm == 0 else "spike"
         norm = {"gradient_norm": float(metrics.gradient_norm), "usual_norm": self._usual_norm}
-        return {"reason": "spike" if finite else "not finite", **norm, "epoch": epoch, "row": row, "windows": windows}
+        return {"reason": reason, **norm, "epoch": epoch, "row": row, "windows": windows}
 
     def save(self, number: int, state: TrainState) -> None:
         """Starts saving the state after step `number`."""

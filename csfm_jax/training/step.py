@@ -46,16 +46,18 @@ def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, ra
     the whole batch.
 
     The state is donated: its buffers become the next state's. A step whose loss or gradient is not finite, or whose
-    gradient is a spike (`training.spike`), leaves parameters and optimizer as they were and is counted. Dropout's key
-    is a function of (seed, step), so a resumed run draws the same.
+    gradient is a spike (`training.spike`), leaves parameters and optimizer as they were and is counted. So does a
+    batch that has nothing to teach (no label, no event: a gradient of zeros), or momentum and decay would move the
+    parameters by themselves; it is no sign of trouble. Dropout's key is a function of (seed, step), so a resumed run
+    draws the same.
     """
 
     def step(state: TrainState, batch: TokenBatch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
         output, gradients = _gradients(plan, state.params, batch, key, config.training.accumulate)
         loss, norm = output.loss, optax.tree.norm(gradients)
-        made = jnp.isfinite(loss) & jnp.isfinite(norm)
-        usual = state.usual_norm
+        usual, nothing = state.usual_norm, norm == 0
+        made = jnp.isfinite(loss) & jnp.isfinite(norm) & ~nothing
         if spike := config.training.spike:
             made &= (usual == 0) | (norm <= spike * usual)
 
@@ -66,7 +68,7 @@ def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, ra
         trained, moments = jax.tree.map(lambda new, old: jnp.where(made, new, old), updated, (trained, state.optimizer))
         params = state.params | trained
         average = _averaged(state, params, made, config.training.ema)
-        bad = jnp.where(made, 0, state.bad + 1)
+        bad = jnp.where(made, 0, jnp.where(nothing, state.bad, state.bad + 1))
         skipped = state.skipped + ~made
         usual = jnp.where(made, jnp.where(usual == 0, norm, 0.99 * usual + 0.01 * norm), usual)
         metrics = StepMetrics(

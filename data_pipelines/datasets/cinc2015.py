@@ -18,6 +18,7 @@ class CinC2015(Source):
 
     name = "cinc2015"
     mains = 60.0
+    ends = 300.0  # the alarm
     licence = "ODC-BY 1.0"
     citation = (
         "Clifford GD, et al. The PhysioNet/CinC Challenge 2015: Reducing False Arrhythmia Alarms in the ICU. CinC 2015."

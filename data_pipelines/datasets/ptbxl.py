@@ -10,6 +10,11 @@ from data_pipelines.errors import BadInput
 from data_pipelines.recording import Recording
 
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
+# Which statements are of form and which of rhythm: `scp_statements.csv`; some of the form are diagnostic too.
+KINDS = {
+    "form": "NDT NST_ DIG LNGQT ABQRS PVC STD_ VCLVH QWAVE LOWT NT_ PAC LPR INVT LVOLT HVOLT TAB_ STE_ PRC(S)".split(),
+    "rhythm": "SR AFIB STACH SARRH SBRAD PACE SVARR BIGU AFLT SVTAC PSVT TRIGU".split(),
+}
 _OVER_89 = 90.0  # PTB-XL writes 300 for everybody over 89
 
 
@@ -18,8 +23,8 @@ class PTBXL(Source):
 
     Folds 1-8 train, 9 validates, 10 tests (Wagner et al. 2020, "Usage Notes"). A code counts as present whatever its
     likelihood, as in the authors' example and in Strodthoff et al. 2021: form and rhythm codes carry likelihood 0.
-    Where no diagnostic code is present superclasses and subclasses are not labelled (NaN): the benchmark leaves these
-    records out.
+    Where no diagnostic code is present superclasses and subclasses are not labelled (NaN), and so for form and for
+    rhythm: the benchmark leaves these records out.
     Sex: 0 male, 1 female. Age: 90 stands for "over 89".
     """
 
@@ -83,7 +88,7 @@ class PTBXL(Source):
         present = {f"scp/{code}": float(code in codes) for code in self._codes}
         every = sorted(set(self._subclasses.values()))
         present |= {f"subclass/{name}": float(name in subclasses) if subclasses else math.nan for name in every}
-        return _person(row) | _superclass_labels(superclasses) | present
+        return _person(row) | _superclass_labels(superclasses) | present | _kind_labels(set(codes))
 
     def report(self, entry: Entry) -> str | None:
         return self._row(entry)["report"].strip() or None
@@ -123,11 +128,19 @@ class PTBXLExtra(PTBXL):
         superclasses = set(_literal(row["diagnostic_superclass"], self.root / self.table))
         codes = row["scp_statements"].split(";")
         present = {f"scp/{code}": float(code in codes) for code in self._codes} if codes != [""] else {}
-        return _person(row) | _superclass_labels(superclasses) | present
+        return _person(row) | _superclass_labels(superclasses) | present | _kind_labels(set(codes))
 
 
 def _superclass_labels(present: set[str]) -> dict[str, float]:
     return {f"superclass/{name}": float(name in present) if present else math.nan for name in SUPERCLASSES}
+
+
+def _kind_labels(codes: set[str]) -> dict[str, float]:
+    found = {}
+    for kind, ours in KINDS.items():
+        known = not codes.isdisjoint(ours)
+        found |= {f"{kind}/{code}": float(code in codes) if known else math.nan for code in ours}
+    return found
 
 
 def _person(row: dict[str, str]) -> dict[str, float]:

@@ -42,6 +42,8 @@ class Source(ABC):
         hashed: whether subjects and studies of its entries are hashes already, of the same key.
         key: fingerprint of that key, where `hashed`; "" = not told.
         mains: powerline frequency in Hz where it was recorded; None = not known.
+        ends: seconds at which every recording ends; None = at its own end. What follows an alarm tells whether it was
+            true, and filters would carry some of it back.
         licence, citation: for model cards. download: how people with credentials get it.
         with_reports: whether `read` adds reports, which may be a large table of their own.
         note: what a user should be told about this copy of the dataset, once it is listed; "" = nothing.
@@ -53,6 +55,7 @@ class Source(ABC):
     hashed = False
     key = ""
     mains: float | None = None
+    ends: float | None = None
     licence = ""
     citation = ""
     download = ""
@@ -88,6 +91,8 @@ class Source(ABC):
     def read(self, entry: Entry) -> Recording:
         """Reads one recording with its labels and report; BadInput where its files are missing or wrong."""
         recording = self.signals(entry)
+        if self.ends is not None:
+            recording = recording.until(self.ends)
         return replace(
             recording, subject=entry.subject, study=entry.study, source=self.name,
             report=self.report(entry) if self.with_reports else None,

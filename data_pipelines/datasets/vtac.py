@@ -17,6 +17,7 @@ class VTaC(Source):
 
     name = "vtac"
     mains = 60.0
+    ends = 300.0  # the alarm
     licence = "CC BY-SA 4.0"
     citation = "Lehman LW, et al. VTaC: A Benchmark Dataset of Ventricular Tachycardia Alarms. NeurIPS D&B 2023."
     download = "wget -r -N -c -np https://physionet.org/files/vtac/1.0/"

@@ -63,7 +63,7 @@ def test_ptbxl_folds_and_superclasses(sources):
     assert counts == {"NORM": 211, "STTC": 65, "CD": 50, "MI": 49, "HYP": 25}
     assert all(len([k for k in row if k.startswith("scp/")]) == 71 for row in found)
     first = found[0]  # {'NORM': 100.0, 'LVOLT': 0.0, 'SR': 0.0}: a rhythm code counts although its likelihood is 0
-    ones = {"superclass/NORM", "subclass/NORM", "scp/NORM", "scp/LVOLT", "scp/SR", "sex"}
+    ones = {"superclass/NORM", "subclass/NORM", "scp/NORM", "scp/LVOLT", "scp/SR", "form/LVOLT", "rhythm/SR", "sex"}
     assert {k for k, v in first.items() if v == 1} == ones
     assert all(len([k for k in row if k.startswith("subclass/")]) == 23 for row in found)
     assert sum(row["subclass/NORM"] == 1 for row in found) == 211

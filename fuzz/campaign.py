@@ -97,8 +97,10 @@ def run_share(reader: str, numbers: range, seed: int, output: Path) -> collectio
             )
             process.start()
             theirs.close()
-            last = None
-            while not ours.poll(_STUCK) and process.is_alive() and (at.value != last or at.value < 0):
+            last, still = None, 0
+            # a second at a time: a machine that slept, or a campaign that was stopped, used up one of them
+            while not ours.poll(1) and process.is_alive() and still < _STUCK:
+                still = still + 1 if at.value == last and last >= 0 else 0
                 last = at.value
             try:
                 counts += ours.recv() if ours.poll() else collections.Counter()

@@ -49,8 +49,10 @@ def main() -> None:
         if number % 1000 == 0 or number + 1 == inputs:
             (folder / "counts.json").write_text(json.dumps(counts))
 
-    # the time of an input is bounded by `check`; this one only ends what hangs in a library
-    options = [f"-runs={inputs + 100}", f"-seed={int(seed) + 1}", "-max_len=8192", "-timeout=20", "-rss_limit_mb=4096"]
+    # the time of an input is bounded by `check`; this one only ends what hangs in a library, and runs on while the
+    # process is stopped or the machine sleeps
+    options = [f"-runs={inputs + 100}", f"-seed={int(seed) + 1}", "-max_len=8192", "-timeout=3600"]
+    options.append("-rss_limit_mb=4096")
     atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={output}/{reader}-", str(corpus)], read)
     atheris.Fuzz()
 

@@ -1,5 +1,7 @@
 """TFDS both ways, with no TensorFlow: a source written and read again is the same; a foreign dataset is described."""
 
+import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -91,7 +93,9 @@ def test_prepared_from_tfds(written, tmp_path):
     assert all(report.startswith("Sinus rhythm number") for report in Store.open(tmp_path / "s").reports())
 
 
-def test_a_foreign_dataset_is_described_in_its_address(tmp_path):
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """Folder and signals of a dataset that others wrote: two leads, with nothing said of their unit."""
     import tensorflow_datasets as tfds
 
     data = np.random.default_rng(0).normal(size=(3, 500, 2)).astype(np.float32)
@@ -110,9 +114,13 @@ def test_a_foreign_dataset_is_described_in_its_address(tmp_path):
             for i, x in enumerate(data):
                 yield i, {"ecg": x, "who": f"p{i % 2}"}
 
-    builder = Foreign(data_dir=str(tmp_path), file_format="array_record")
+    builder = Foreign(data_dir=str(tmp_path_factory.mktemp("foreign")), file_format="array_record")
     builder.download_and_prepare()
-    where = f"tfds:{builder.data_dir}"
+    return Path(builder.data_dir), data
+
+
+def test_a_foreign_dataset_is_described_in_its_address(foreign):
+    where, data = f"tfds:{foreign[0]}", foreign[1]
     (source,) = open_sources(f"{where}?signal=ecg&rate=250&channels=I,II&unit=mV&subject=who&mains=60")
     entries = source.entries()
     assert (source.name, source.public, source.mains) == ("foreign", False, 60) and {e.subject for e in entries} == {
@@ -126,9 +134,59 @@ def test_a_foreign_dataset_is_described_in_its_address(tmp_path):
     for wrong in ("", "?signal=eeg&rate=250&channels=I,II", "?signal=ecg&channels=I,II", wrong_rate, "?sig=ecg"):
         with pytest.raises(BadInput):
             open_sources(where + wrong)
-    (short,) = open_sources(f"{where}?signal=ecg&rate=250&channels=I")
+    (short,) = open_sources(f"{where}?signal=ecg&rate=250&channels=I&unit=mV")
     with pytest.raises(BadInput, match="shape"):
         short.read(short.entries()[0])
+
+
+def recorded(folder, to, doc=None, value_range=None, dtype=None, metadata=None):
+    """A copy of a foreign dataset that records more of its signal, as TFDS writes it."""
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    about = json.loads((to / "features.json").read_text())
+    feature = about["featuresDict"]["features"]["ecg"]
+    feature |= {key: text for key, text in (("description", doc), ("valueRange", value_range)) if text}
+    feature["tensor"]["dtype"] = dtype or "float32"
+    (to / "features.json").write_text(json.dumps(about))
+    if metadata:
+        (to / "metadata.json").write_text(json.dumps(metadata))
+    return f"tfds:{to}?signal=ecg&rate=250&channels=I,II"
+
+
+UV, MV, BOTH = {"metadata": {"units": {"ecg": "uV"}}}, {"metadata": {"unit": "mV"}}, {"doc": "in mV; noise of 5 uV"}
+
+
+@pytest.mark.parametrize(
+    ("says", "option", "units"),
+    [
+        ({}, "mV", ["mV", "mV"]), ({}, "mV,a.u.", ["mV", "a.u."]), ({}, "", "no unit"), ({}, "mV,mV,mV", "3 units"),
+        (UV, "", ["uV", "uV"]), (UV, "uv", ["uV", "uV"]), (UV, "mV", "as metadata.json records"), (MV, "", ["mV"] * 2),
+        ({"metadata": {"units": ["mV", "NU"]}}, "", ["mV", "NU"]), ({"metadata": {"units": ["mV"]}}, "", "no unit"),
+        ({"doc": "Two leads, in microvolts."}, "", ["uV", "uV"]), ({"value_range": "-5 to 5 mV"}, "", ["mV", "mV"]),
+        ({"doc": "ECG [\u00b5V]"}, "", ["uV"] * 2), ({"doc": "in mV"}, "uV", "as features.json records"),
+        ({"doc": "counts, 200 per mV"}, "", "no unit"), ({"doc": "Leads I, V1"}, "", "no unit"), (BOTH, "", "no unit"),
+        ({"doc": "in mV", "dtype": "int16"}, "", "no unit"), ({"doc": "in mV", "dtype": "int16"}, "uV", ["uV"] * 2),
+    ],
+)  # fmt: skip
+def test_the_unit_is_the_recorded_one_or_the_users(foreign, tmp_path, says, option, units):
+    where = recorded(foreign[0], tmp_path / "2.0.0", **says) + (f"&unit={option}" if option else "")
+    if isinstance(units, str):
+        with pytest.raises(BadInput, match=units):
+            open_sources(where)
+        return
+    (source,) = open_sources(where)
+    assert [channel.unit for channel in source.read(source.entries()[0]).channels] == units
+    assert bool(source.note) == (not option)  # where nobody said it, it is told
+
+
+def test_an_example_that_does_not_fit_itself_is_refused(written):
+    (source,) = open_sources(f"tfds:{written}")
+    entry = source.entries()[0]
+    split, position = entry.path.split("#")
+    example = dict(source._data[split][int(position)])
+    assert [c.unit for c in source._own(entry, example).channels] == example["units"].decode().split("\n")
+    for damage in ({"units": b"mV"}, {"signal": example["signal"][1:]}, {"names": b"I"}):
+        with pytest.raises(BadInput, match="do not fit its signal"):
+            source._own(entry, example | damage)
 
 
 def test_no_such_dataset(tmp_path, capsys):

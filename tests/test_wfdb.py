@@ -7,10 +7,13 @@ import pytest
 import wfdb
 
 import data_pipelines
+from data_pipelines.errors import BadInput
 from data_pipelines.formats.wfdb import read
 from data_pipelines.formats.wfdb_header import comment_labels, parse_header
 
-BITS = {"16": 16, "24": 24, "32": 31, "80": 8, "212": 12, "508": 8, "516": 16, "524": 24}
+BITS = {
+    "16": 16, "24": 24, "32": 31, "80": 8, "160": 16, "212": 12, "310": 10, "311": 10, "508": 8, "516": 16, "524": 24,
+}  # fmt: skip
 
 
 def assert_equal_to_wfdb(header: Path) -> int:
@@ -53,12 +56,34 @@ def test_samples_equal_the_library_on_a_sample_of_each_dataset(shared_data, data
 
 
 def write(folder: Path, form: str, digital: np.ndarray, gain=317.3, baseline=11, **options) -> Path:
-    n = digital.shape[1]
+    n, written = digital.shape[1], "16" if form in PACKED else form
     wfdb.wrsamp(
-        "rec", fs=250, units=["mV"] * n, sig_name=[f"lead {i}" for i in range(n)], d_signal=digital, fmt=[form] * n,
+        "rec", fs=250, units=["mV"] * n, sig_name=[f"lead {i}" for i in range(n)], d_signal=digital, fmt=[written] * n,
         adc_gain=[gain] * n, baseline=[baseline] * n, write_dir=str(folder), **options,
     )  # fmt: skip
-    return folder / "rec.hea"
+    header = folder / "rec.hea"
+    if form in PACKED:  # the library reads these, and writes none
+        header.write_text(header.read_text().replace("rec.dat 16 ", f"rec.dat {form} "))
+        header.with_suffix(".dat").write_bytes(PACKED[form](digital.reshape(-1).tolist()))
+    return header
+
+
+def by_three(place):
+    """Packs triples of 10-bit numbers into 32 bits as `place` says of the three."""
+
+    def pack(samples: list[int]) -> bytes:
+        triples = [(samples + [0, 0])[i : i + 3] for i in range(0, len(samples), 3)]
+        return b"".join(place(*(x % 1024 for x in triple)).to_bytes(4, "little") for triple in triples)
+
+    return pack
+
+
+# signal(5), bit by bit
+PACKED = {
+    "160": lambda samples: b"".join((x + 32768).to_bytes(2, "little") for x in samples),
+    "310": by_three(lambda a, b, c: a << 1 | (c % 32) << 11 | b << 17 | (c // 32) << 27),
+    "311": by_three(lambda a, b, c: a | b << 10 | c << 20),
+}
 
 
 @pytest.mark.parametrize("form", BITS)
@@ -72,6 +97,42 @@ def test_written_records_equal_the_library_with_missing_samples(tmp_path, form, 
     missing = np.isnan(read(header).channels[1].signal)
     assert np.array_equal(np.flatnonzero(missing), np.arange(0, 501, 17))
     assert not np.isnan(read(header).channels[0].signal).any()
+
+
+@pytest.mark.parametrize("form", ["16", "24", "80", "160", "212", "310", "311"])
+@pytest.mark.parametrize("length", [" 0", ""])
+def test_a_header_without_a_length_leaves_it_to_the_file(tmp_path, form, length):
+    """The package fails on four of these; header(5): no length, or 0, means that it is not told."""
+    header = write(tmp_path, form, np.random.default_rng(0).integers(-100, 100, (24, 2)))
+    signals = [channel.signal for channel in read(header).channels]
+    text = header.read_text()
+    assert text.startswith("rec 2 250 24\n")
+    header.write_text(text.replace("rec 2 250 24", f"rec 2 250{length}", 1))
+    for channel, signal in zip(read(header).channels, signals, strict=True):
+        np.testing.assert_array_equal(channel.signal, signal)
+    header.with_suffix(".dat").write_bytes(b"")
+    with pytest.raises(BadInput, match="0 bytes; expected at least one frame"):
+        read(header)
+
+
+@pytest.mark.parametrize("form", ["310", "311"])
+def test_a_part_of_a_sample_at_the_end_is_none(tmp_path, form):
+    """Where the file's last byte is missing, what it cut is no sample."""
+    header = write(tmp_path, form, np.array([[500], [-3], [17]]), gain=1.0, baseline=0)
+    header.write_text(f"rec 1 250\nrec.dat {form} 1\n")
+    content = header.with_suffix(".dat").read_bytes()
+    for size, samples in ((4, [500, -3, 17]), (3, [500] if form == "310" else [500, -3]), (2, [500])):
+        header.with_suffix(".dat").write_bytes(content[:size])
+        assert read(header).channels[0].signal.tolist() == samples
+
+
+@pytest.mark.parametrize("form", ["8", "508", "516", "524"])
+def test_formats_of_the_library_need_a_length(tmp_path, form):
+    header = write(tmp_path, "16" if form == "8" else form, np.zeros((24, 2), int))
+    text = header.read_text().replace("rec.dat 16 ", f"rec.dat {form} ")
+    header.write_text(text.replace("rec 2 250 24", "rec 2 250 0", 1))
+    with pytest.raises(BadInput, match=f"rec.hea: found no length; .* which format {form} needs"):
+        read(header)
 
 
 def test_mat_offset_gain_defaults_and_skew(tmp_path):

@@ -64,7 +64,12 @@ def _builder_class(tfds, source: Source, key: bytes, keep_reports: bool):
                 license=source.licence,
                 features=features.FeaturesDict(
                     {
-                        "signal": features.Tensor(shape=(None,), dtype=np.float32, encoding=raw),
+                        "signal": features.Tensor(
+                            shape=(None,),
+                            dtype=np.float32,
+                            encoding=raw,
+                            doc="samples of all channels one after the other, each in its unit of `units`, NaN invalid",
+                        ),
                         "lengths": features.Tensor(shape=(None,), dtype=np.int64),
                         "rates": features.Tensor(shape=(None,), dtype=np.float64, encoding=raw),
                         "starts": features.Tensor(shape=(None,), dtype=np.float64, encoding=raw),

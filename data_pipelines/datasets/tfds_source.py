@@ -4,7 +4,8 @@ tfds:FOLDER                                                  written by `tfds_bu
 tfds:FOLDER?signal=ecg&rate=500&channels=I,II&unit=mV        any other: [samples, channels], or [samples] of one
     &axis=channels &subject=patient_id &mains=50             rows are channels; who it is of; powerline frequency
 
-FOLDER is the dataset's own, with `features.json` in it. TensorFlow is not needed for ArrayRecord files.
+FOLDER is the dataset's own, with `features.json` in it. TensorFlow is not needed for ArrayRecord files. `unit` may be
+left out where the dataset records it (`tfds_units`), and must not contradict it; "unit=mV,a.u." is one a channel.
 """
 
 import json
@@ -15,6 +16,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from data_pipelines.datasets.source import Entry, Source, number, sorted_entries
+from data_pipelines.datasets.tfds_units import units_of
 from data_pipelines.errors import BadInput
 from data_pipelines.recording import Channel, Recording
 
@@ -53,7 +55,15 @@ class TFDSSource(Source):
         if missing:
             expected = "signal=... and other options, since the dataset's features are " + ", ".join(source._features)
             raise BadInput(folder, "no such feature", expected, "add or correct them")
+        if options:
+            source._take_units()
         return source
+
+    def _take_units(self) -> None:
+        options, count = self._options, self._options["channels"].count(",") + 1
+        self._units, where = units_of(self.root, options["signal"], options.get("unit"), count, self._about)
+        if where and "unit" not in options:
+            self.note = f"{', '.join(dict.fromkeys(self._units))} is the signal's unit, as {where} records"
 
     @cached_property
     def _features(self) -> list[str]:
@@ -106,6 +116,9 @@ class TFDSSource(Source):
     def _own(self, entry: Entry, example) -> Recording:
         ends = np.cumsum(example["lengths"])
         names, units = (_text(example[key]).split("\n") for key in ("names", "units"))
+        if not len(names) == len(units) == len(ends) or ends[-1] != len(example["signal"]):
+            found = "an example whose names, units and lengths do not fit its signal"
+            raise BadInput(self.root, found, "one of each a channel", "build the dataset again")
         parts = np.split(np.asarray(example["signal"], np.float32), ends[:-1])
         channels = tuple(
             Channel(name, float(rate), unit, part, float(start), bool(derived))
@@ -127,11 +140,9 @@ class TFDSSource(Source):
         if signal.ndim != 2 or len(rows) != len(names):
             expected = f"{len(names)} channels, as the source's options say"
             raise BadInput(self.root, f"a signal of shape {signal.shape}", expected, "correct the options")
-        rate, unit = float(options["rate"]), options.get("unit", "mV")
-        return Recording(
-            tuple(Channel(name, rate, unit, row.copy()) for name, row in zip(names, rows)), entry.subject, entry.study,
-            self.name,
-        )  # fmt: skip
+        rate = float(options["rate"])
+        channels = tuple(Channel(name, rate, unit, row.copy()) for name, unit, row in zip(names, self._units, rows))
+        return Recording(channels, entry.subject, entry.study, self.name)
 
     def report(self, entry: Entry) -> str | None:
         if self._options:

@@ -1,9 +1,10 @@
-"""The signal files of a WFDB record: own decoder for formats 16, 24, 32, 61 and 212, the `wfdb` package for the others.
+"""The signal files of a WFDB record: own decoder for most formats, the `wfdb` package for 8 and for FLAC.
 
 The header says where the samples are, so a file's size is compared with the declared length before anything is
 allocated, and the header's checksum of each signal with its samples after they are read: the package does neither.
 """
 
+import math
 import os
 import stat
 import threading
@@ -21,7 +22,8 @@ _FORMATS = {
     160: (2, -(2**15)), 212: (1.5, -(2**11)), 310: (4 / 3, -(2**9)), 311: (4 / 3, -(2**9)),
     508: (0, -(2**7)), 516: (0, -(2**15)), 524: (0, -(2**23)),
 }  # fmt: skip
-_OWN = (16, 24, 32, 61, 212)  # 61 too: wfdb 4.3.1 fails on it unless it may scale to physical units
+# wfdb 4.3.1 fails on 61 unless it may scale to physical units, on 80, 160, 310 and 311 where the header gives no length
+_OWN = (16, 24, 32, 61, 80, 160, 212, 310, 311)
 _FLAC = (508, 516, 524)
 # FLAC's densest frame: a constant block of 65,535 samples in 14 bytes
 _FLAC_SAMPLES_PER_BYTE = 65535 / 14
@@ -102,10 +104,17 @@ def _frames(header: Header, file: str, signals: Signals, size: int) -> int:
     form, flac = signals.format[0], signals.format[0] in _FLAC
     per_sample = 1 / _FLAC_SAMPLES_PER_BYTE if flac else _FORMATS[form][0]
     # the offset of a FLAC file counts samples, not bytes
-    there = int((size - (0 if flac else signals.offset[0])) / (per_sample * sum(signals.samples_per_frame)))
-    frames = header.frames if header.frames is not None or flac else there
-    if frames is None or frames <= 0 or there < frames:
-        found, expected = f"{size} bytes", f"the {frames} frames that its header declares"
+    bytes_there = size - (0 if flac else signals.offset[0])
+    if form == 310:  # of two bytes together: an odd one at the end is a part of a sample
+        bytes_there -= bytes_there % 2
+    there = int(bytes_there / (per_sample * sum(signals.samples_per_frame)))
+    if header.frames is None and form not in _OWN:
+        expected = f"the number of samples in its record line, which format {form} needs"
+        raise BadInput(header.path, "no length", expected, "write it there, or get the dataset's original header")
+    frames = there if header.frames is None else header.frames
+    if frames <= 0 or there < frames:
+        expected = "at least one frame" if header.frames is None else f"the {frames} frames that its header declares"
+        found = f"{size} bytes"
         raise BadInput(file, found, expected, "replace the file or the header by the dataset's original")
     return frames
 
@@ -114,7 +123,9 @@ def _decode(descriptor: int, file: str, signals: Signals, frames: int) -> list[n
     each = signals.samples_per_frame
     width, form = sum(each), signals.format[0]
     count = frames * width
-    size = (3 * count + 1) // 2 if form == 212 else count * _FORMATS[form][0]
+    size = math.ceil(count * _FORMATS[form][0])
+    if form == 310 and count % 3 == 2:
+        size += 1  # the second of three ends in the fourth byte
     raw = _bytes(descriptor, file, signals.offset[0], size)
     if form == 212 and each == (1, 1):  # the pairs of the format are the frames
         return [_from_212(raw)]
@@ -122,6 +133,10 @@ def _decode(descriptor: int, file: str, signals: Signals, frames: int) -> list[n
         flat = _from_212(raw).T.reshape(-1)[:count]
     elif form == 24:
         flat = _from_24(raw)
+    elif form in (310, 311):
+        flat = (_from_310 if form == 310 else _from_311)(raw)[:count]
+    elif form in (80, 160):  # offset binary: the middle of the range is zero
+        flat = (raw ^ 0x80).view("i1").astype(np.int16) if form == 80 else (raw.view("<u2") ^ 0x8000).view("<i2")
     else:
         flat = raw.view({16: "<i2", 61: ">i2", 32: "<i4"}[form])
     kind = flat.dtype.newbyteorder("=")
@@ -184,6 +199,24 @@ def _from_212(raw: np.ndarray) -> np.ndarray:
     low >>= 8
     second |= low.view(np.int16)
     return out
+
+
+def _from_310(raw: np.ndarray) -> np.ndarray:
+    """Three 10-bit samples in two words: one in the middle of each, the third in the upper five bits of both."""
+    words = np.frombuffer(raw.tobytes() + bytes(-len(raw) % 4), "<u2").reshape(-1, 2)
+    third = (words[:, 0] >> 11) | (words[:, 1] >> 11 << 5)
+    return _of_ten_bits(np.stack([words[:, 0] >> 1, words[:, 1] >> 1, third], axis=1))
+
+
+def _from_311(raw: np.ndarray) -> np.ndarray:
+    """Three 10-bit samples in 32 bits, the first lowest; the two highest bits mean nothing."""
+    words = np.frombuffer(raw.tobytes() + bytes(-len(raw) % 4), "<u4")
+    return _of_ten_bits((words[:, None] >> np.array([0, 10, 20], np.uint32)).astype(np.uint16))
+
+
+def _of_ten_bits(table: np.ndarray) -> np.ndarray:
+    table <<= 6
+    return table.view(np.int16).reshape(-1) >> 6  # a shift right extends the sign
 
 
 def _decode_by_library(header: Header, file: str, members: list[int], frames: int) -> list[np.ndarray]:

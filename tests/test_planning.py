@@ -68,6 +68,9 @@ ENTRY %main (w: f32[12,256]) -> f32[12,256] {
   %reduced = (f32[256]{0}, f32[256]{0}) all-reduce-start(%w, %w), channel_id=2, replica_groups=mesh['a'=2,'b'=4] {'a'}, to_apply=%add
   %begun = f32[8]{0} all-gather(%w), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}
   %ended = f32[8]{0} all-gather(%w), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  %after = token[] after-all()
+  %away = (f32[64]{0:T(128)}, u32[], token[]) send(%w, %after), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %come = (f32[64]{0:T(128)}, u32[], token[]) recv(%after), channel_id=5, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
   ROOT %result = f32[12,256]{1,0} get-tuple-element(%loop), index=1
 }
 """  # noqa: E501
@@ -75,7 +78,7 @@ ENTRY %main (w: f32[12,256]) -> f32[12,256] {
 
 def test_loops_groups_and_slices_are_counted():
     found = program.read(PROGRAM, slice_of=[0, 0, 0, 0, 1, 1, 1, 1])
-    gather, reduce, overlapped = found.collectives
+    gather, reduce, overlapped, between = found.collectives
     # once in each of 12 turns, among neighbours; three quarters of the result come from others
     assert (gather.kind, gather.times, gather.group, gather.crosses) == ("all-gather", 12, 4, False)
     assert gather.moved == 0.75 * 4 * 256 * 4
@@ -83,10 +86,13 @@ def test_loops_groups_and_slices_are_counted():
     assert (reduce.kind, reduce.times, reduce.group, reduce.crosses) == ("all-reduce", 1, 2, True)
     assert reduce.moved == 2 * 0.5 * 2 * 256 * 4
     assert (overlapped.times, overlapped.group) == (1, 2)  # its beginning and its end are one collective
+    # between slices the runtime of their network reduces what each chip hands over: 64 numbers come back
+    assert (between.kind, between.times, between.group, between.crosses) == ("all-reduce", 1, 2, True)
+    assert between.moved == 64 * 4
     assert found.kernels == 12
     row = 256 * 4  # a turn reads and writes one row of the table, not the table; the kernel's result stays on the chip
     turn = (row + row + 4) + (row + 4 * row) + 4 * row
-    rest = (2 * row + 2 * 12 * row) + 2 * (32 + 12 * row)
+    rest = (2 * row + 2 * 12 * row) + 2 * (32 + 12 * row) + 2 * 256
     assert found.hbm_bytes == 12 * turn + rest
 
 

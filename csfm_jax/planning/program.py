@@ -86,6 +86,8 @@ def read(text: str, slice_of: list[int]) -> Program:
             if kind in KINDS and not i.op.endswith("-done") and key not in seen:
                 seen.add(key)
                 collectives.append(_collective(kind, i, times[name], slice_of))
+            if crossing := _between_slices(i, times[name], len(set(slice_of))):
+                collectives.append(crossing)
             if i.op == "custom-call" and "tpu_custom_call" in i.rest:
                 kernels += times[name]
             if name not in inside:
@@ -160,6 +162,14 @@ def _collective(kind, i, times, slice_of) -> Collective:
     return Collective(kind, times, moved, group, crosses)
 
 
+def _between_slices(i, times, slices) -> Collective | None:
+    """What a chip receives from other slices: the compiler reduces within slices first, and leaves the rest, a part
+    for each chip where it is large, to the runtime of the data-centre network, as pairs of `send` and `recv`."""
+    if i.op != "recv" or not (kind := re.search(r'_xla_megascale_transfer_type="(\w+)"', i.rest)):
+        return None
+    return Collective(kind[1].lower().replace("_", "-"), times, float(_sizes(i.shape)[0]), slices, True)
+
+
 def _groups(rest, partitions) -> list[list[int]]:
     """Partitions that take part together, in each of the ways that HLO writes them."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
@@ -187,6 +197,8 @@ def _traffic(i, shapes, computations) -> int:
         return 0
     if i.op in ("copy-start", "slice-start"):  # into the fast memory, or out of it
         return sum(_sizes(i.shape, main_only=True)[:2]) if i.op == "copy-start" else 2 * sum(_sizes(i.shape)[1:2])
+    if i.op in ("send", "recv"):  # (data, state, token), to or from the host
+        return _sizes(i.shape, main_only=True)[0]
     if i.op == "dynamic-slice":
         return 2 * sum(_sizes(i.shape, main_only=True))
     parts = _parts(i, computations)

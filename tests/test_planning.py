@@ -43,6 +43,13 @@ PROGRAM = """HloModule step
   ROOT %slice = f32[1,256]{1,0} dynamic-slice(%p0, %p1, %zero), dynamic_slice_sizes={1,256}
 }
 
+%nested (q0: f32[12,256], q1: s32[]) -> f32[256] {
+  %q0 = f32[12,256]{1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  %within = f32[1,256]{1,0} fusion(%q0, %q1), kind=kLoop, calls=%layer_slice
+  ROOT %flat = f32[256]{0} bitcast(%within)
+}
+
 %more (state: (s32[], f32[12,256])) -> pred[] {
   %state = (s32[], f32[12,256]{1,0}) parameter(0)
   %i = s32[] get-tuple-element(%state), index=0
@@ -55,6 +62,7 @@ PROGRAM = """HloModule step
   %i.1 = s32[] get-tuple-element(%state.1), index=0
   %all = f32[12,256]{1,0} get-tuple-element(%state.1), index=1
   %one = f32[1,256]{1,0} fusion(%all, %i.1), kind=kLoop, calls=%layer_slice
+  %two = f32[256]{0} fusion(%all, %i.1), kind=kOutput, calls=%nested
   %gathered = f32[4,256]{1,0} all-gather(%one), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
   %kernel = f32[4,256]{1,0:S(1)} custom-call(%gathered), custom_call_target="tpu_custom_call"
   ROOT %out = (s32[], f32[12,256]{1,0}) tuple(%i.1, %all)
@@ -91,7 +99,7 @@ def test_loops_groups_and_slices_are_counted():
     assert between.moved == 64 * 4
     assert found.kernels == 12
     row = 256 * 4  # a turn reads and writes one row of the table, not the table; the kernel's result stays on the chip
-    turn = (row + row + 4) + (row + 4 * row) + 4 * row
+    turn = 2 * (row + row + 4) + (row + 4 * row) + 4 * row  # a slice within a fusion's fusion is one, too
     rest = (2 * row + 2 * 12 * row) + 2 * (32 + 12 * row) + 2 * 256
     assert found.hbm_bytes == 12 * turn + rest
 

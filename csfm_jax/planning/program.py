@@ -215,20 +215,47 @@ def _parts(i, computations) -> dict:
     if i.op != "fusion" or not (called := _called(i)):
         return {}
     body = computations.get(called[0], [])
-    shapes, parts = {b.name: b.shape for b in body}, {}
-    users = defaultdict(list)
-    for b in body:
-        for operand in b.operands:
-            users[operand].append(b)
+    shapes, users, parts = {b.name: b.shape for b in body}, _users(body), {}
     for b in body:
         if b.op == "parameter" and users[b.name]:
             number = int(b.rest.split(")")[0])
-            if all(u.op == "dynamic-slice" for u in users[b.name]):
-                parts[number] = sum(sum(_sizes(u.shape)) for u in users[b.name])
-            elif all(u.op == "dynamic-update-slice" and u.operands[0] == b.name for u in users[b.name]):
-                parts[number] = 0
+            if all(u.op == "dynamic-update-slice" and u.operands[0] == b.name for u in users[b.name]):
                 parts["written"] = sum(sum(_sizes(shapes.get(u.operands[1], ""))) for u in users[b.name])
+            if (read := _read_of(b.name, users, computations)) is not None:
+                parts[number] = read
     return parts
+
+
+def _users(body) -> dict[str, list]:
+    users = defaultdict(list)
+    for b in body:
+        for operand in dict.fromkeys(b.operands):
+            users[operand].append(b)
+    return users
+
+
+def _read_of(value, users, computations) -> int | None:
+    """Bytes that are read of a value of a fusion where only slices of it are, in it or in a fusion within it; None
+    where all of it is."""
+    total = 0
+    for user in users[value]:
+        if user.op == "dynamic-slice":
+            parts = [sum(_sizes(user.shape))]
+        elif user.op == "dynamic-update-slice" and value not in user.operands[1:]:
+            parts = [0]
+        elif user.op == "bitcast":
+            parts = [_read_of(user.name, users, computations)]
+        elif user.op == "fusion" and (called := _called(user)):
+            body = computations.get(called[0], [])
+            inner, places = _users(body), [n for n, operand in enumerate(user.operands) if operand == value]
+            names = [b.name for b in body if b.op == "parameter" and int(b.rest.split(")")[0]) in places]
+            parts = [_read_of(name, inner, computations) for name in names]
+        else:
+            return None
+        if None in parts:
+            return None
+        total += sum(parts)
+    return total
 
 
 def _sizes(shape, main_only: bool = False) -> list[int]:

@@ -3,7 +3,10 @@
 import importlib
 import sys
 
-BENCHMARKS = ("packing", "reading", "wfdb_reader", "preprocessing", "attention", "bootstrap", "million")
+BENCHMARKS = (
+    *("packing", "reading", "wfdb_reader", "preprocessing", "attention", "bootstrap", "million"),
+    *("overheads", "saving", "starting", "padding", "torch_step"),
+)
 
 
 def main() -> None:

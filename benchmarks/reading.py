@@ -30,7 +30,7 @@ def run() -> list[tuple[str, float, str, str]]:
 
 
 def _measure(folder):
-    names = _write_records(folder / "records")
+    names = write_records(folder / "records")
     prepare(open_sources(str(folder / "records"))[0], folder / "store", key=os.urandom(32))
     store = Store.open(folder / "store")
     sides = {"bytes": _read_bytes(store), "tokens": _read_tokens(store), "loader": _loader(store, folder / "plans")}
@@ -59,7 +59,7 @@ def _measure(folder):
     ]
 
 
-def _write_records(folder) -> list[str]:
+def write_records(folder) -> list[str]:
     """WFDB records (format 16) as PTB-XL has them: what they hold does not matter for the time they take."""
     folder.mkdir()
     rng, names = np.random.default_rng(0), [f"r{i:04d}" for i in range(RECORDS)]

@@ -43,6 +43,13 @@ PROGRAM = """HloModule step
   ROOT %slice = f32[1,256]{1,0} dynamic-slice(%p0, %p1, %zero), dynamic_slice_sizes={1,256}
 }
 
+%nested (q0: f32[12,256], q1: s32[]) -> f32[256] {
+  %q0 = f32[12,256]{1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  %within = f32[1,256]{1,0} fusion(%q0, %q1), kind=kLoop, calls=%layer_slice
+  ROOT %flat = f32[256]{0} bitcast(%within)
+}
+
 %more (state: (s32[], f32[12,256])) -> pred[] {
   %state = (s32[], f32[12,256]{1,0}) parameter(0)
   %i = s32[] get-tuple-element(%state), index=0
@@ -55,6 +62,7 @@ PROGRAM = """HloModule step
   %i.1 = s32[] get-tuple-element(%state.1), index=0
   %all = f32[12,256]{1,0} get-tuple-element(%state.1), index=1
   %one = f32[1,256]{1,0} fusion(%all, %i.1), kind=kLoop, calls=%layer_slice
+  %two = f32[256]{0} fusion(%all, %i.1), kind=kOutput, calls=%nested
   %gathered = f32[4,256]{1,0} all-gather(%one), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
   %kernel = f32[4,256]{1,0:S(1)} custom-call(%gathered), custom_call_target="tpu_custom_call"
   ROOT %out = (s32[], f32[12,256]{1,0}) tuple(%i.1, %all)
@@ -68,6 +76,9 @@ ENTRY %main (w: f32[12,256]) -> f32[12,256] {
   %reduced = (f32[256]{0}, f32[256]{0}) all-reduce-start(%w, %w), channel_id=2, replica_groups=mesh['a'=2,'b'=4] {'a'}, to_apply=%add
   %begun = f32[8]{0} all-gather(%w), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}
   %ended = f32[8]{0} all-gather(%w), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  %after = token[] after-all()
+  %away = (f32[64]{0:T(128)}, u32[], token[]) send(%w, %after), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %come = (f32[64]{0:T(128)}, u32[], token[]) recv(%after), channel_id=5, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
   ROOT %result = f32[12,256]{1,0} get-tuple-element(%loop), index=1
 }
 """  # noqa: E501
@@ -75,7 +86,7 @@ ENTRY %main (w: f32[12,256]) -> f32[12,256] {
 
 def test_loops_groups_and_slices_are_counted():
     found = program.read(PROGRAM, slice_of=[0, 0, 0, 0, 1, 1, 1, 1])
-    gather, reduce, overlapped = found.collectives
+    gather, reduce, overlapped, between = found.collectives
     # once in each of 12 turns, among neighbours; three quarters of the result come from others
     assert (gather.kind, gather.times, gather.group, gather.crosses) == ("all-gather", 12, 4, False)
     assert gather.moved == 0.75 * 4 * 256 * 4
@@ -83,10 +94,13 @@ def test_loops_groups_and_slices_are_counted():
     assert (reduce.kind, reduce.times, reduce.group, reduce.crosses) == ("all-reduce", 1, 2, True)
     assert reduce.moved == 2 * 0.5 * 2 * 256 * 4
     assert (overlapped.times, overlapped.group) == (1, 2)  # its beginning and its end are one collective
+    # between slices the runtime of their network reduces what each chip hands over: 64 numbers come back
+    assert (between.kind, between.times, between.group, between.crosses) == ("all-reduce", 1, 2, True)
+    assert between.moved == 64 * 4
     assert found.kernels == 12
     row = 256 * 4  # a turn reads and writes one row of the table, not the table; the kernel's result stays on the chip
-    turn = (row + row + 4) + (row + 4 * row) + 4 * row
-    rest = (2 * row + 2 * 12 * row) + 2 * (32 + 12 * row)
+    turn = 2 * (row + row + 4) + (row + 4 * row) + 4 * row  # a slice within a fusion's fusion is one, too
+    rest = (2 * row + 2 * 12 * row) + 2 * (32 + 12 * row) + 2 * 256
     assert found.hbm_bytes == 12 * turn + rest
 
 

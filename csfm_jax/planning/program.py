@@ -86,6 +86,8 @@ def read(text: str, slice_of: list[int]) -> Program:
             if kind in KINDS and not i.op.endswith("-done") and key not in seen:
                 seen.add(key)
                 collectives.append(_collective(kind, i, times[name], slice_of))
+            if crossing := _between_slices(i, times[name], len(set(slice_of))):
+                collectives.append(crossing)
             if i.op == "custom-call" and "tpu_custom_call" in i.rest:
                 kernels += times[name]
             if name not in inside:
@@ -160,6 +162,14 @@ def _collective(kind, i, times, slice_of) -> Collective:
     return Collective(kind, times, moved, group, crosses)
 
 
+def _between_slices(i, times, slices) -> Collective | None:
+    """What a chip receives from other slices: the compiler reduces within slices first, and leaves the rest, a part
+    for each chip where it is large, to the runtime of the data-centre network, as pairs of `send` and `recv`."""
+    if i.op != "recv" or not (kind := re.search(r'_xla_megascale_transfer_type="(\w+)"', i.rest)):
+        return None
+    return Collective(kind[1].lower().replace("_", "-"), times, float(_sizes(i.shape)[0]), slices, True)
+
+
 def _groups(rest, partitions) -> list[list[int]]:
     """Partitions that take part together, in each of the ways that HLO writes them."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
@@ -187,6 +197,8 @@ def _traffic(i, shapes, computations) -> int:
         return 0
     if i.op in ("copy-start", "slice-start"):  # into the fast memory, or out of it
         return sum(_sizes(i.shape, main_only=True)[:2]) if i.op == "copy-start" else 2 * sum(_sizes(i.shape)[1:2])
+    if i.op in ("send", "recv"):  # (data, state, token), to or from the host
+        return _sizes(i.shape, main_only=True)[0]
     if i.op == "dynamic-slice":
         return 2 * sum(_sizes(i.shape, main_only=True))
     parts = _parts(i, computations)
@@ -203,20 +215,47 @@ def _parts(i, computations) -> dict:
     if i.op != "fusion" or not (called := _called(i)):
         return {}
     body = computations.get(called[0], [])
-    shapes, parts = {b.name: b.shape for b in body}, {}
-    users = defaultdict(list)
-    for b in body:
-        for operand in b.operands:
-            users[operand].append(b)
+    shapes, users, parts = {b.name: b.shape for b in body}, _users(body), {}
     for b in body:
         if b.op == "parameter" and users[b.name]:
             number = int(b.rest.split(")")[0])
-            if all(u.op == "dynamic-slice" for u in users[b.name]):
-                parts[number] = sum(sum(_sizes(u.shape)) for u in users[b.name])
-            elif all(u.op == "dynamic-update-slice" and u.operands[0] == b.name for u in users[b.name]):
-                parts[number] = 0
+            if all(u.op == "dynamic-update-slice" and u.operands[0] == b.name for u in users[b.name]):
                 parts["written"] = sum(sum(_sizes(shapes.get(u.operands[1], ""))) for u in users[b.name])
+            if (read := _read_of(b.name, users, computations)) is not None:
+                parts[number] = read
     return parts
+
+
+def _users(body) -> dict[str, list]:
+    users = defaultdict(list)
+    for b in body:
+        for operand in dict.fromkeys(b.operands):
+            users[operand].append(b)
+    return users
+
+
+def _read_of(value, users, computations) -> int | None:
+    """Bytes that are read of a value of a fusion where only slices of it are, in it or in a fusion within it; None
+    where all of it is."""
+    total = 0
+    for user in users[value]:
+        if user.op == "dynamic-slice":
+            parts = [sum(_sizes(user.shape))]
+        elif user.op == "dynamic-update-slice" and value not in user.operands[1:]:
+            parts = [0]
+        elif user.op == "bitcast":
+            parts = [_read_of(user.name, users, computations)]
+        elif user.op == "fusion" and (called := _called(user)):
+            body = computations.get(called[0], [])
+            inner, places = _users(body), [n for n, operand in enumerate(user.operands) if operand == value]
+            names = [b.name for b in body if b.op == "parameter" and int(b.rest.split(")")[0]) in places]
+            parts = [_read_of(name, inner, computations) for name in names]
+        else:
+            return None
+        if None in parts:
+            return None
+        total += sum(parts)
+    return total
 
 
 def _sizes(shape, main_only: bool = False) -> list[int]:

@@ -1,5 +1,6 @@
 """A checkpoint of an untrained toy model, as training writes it, for tests of what is done with checkpoints."""
 
+import dataclasses
 import gzip
 import hashlib
 
@@ -9,8 +10,9 @@ import numpy as np
 from flax import nnx
 
 from csfm_jax import objectives
-from csfm_jax.config import Config
+from csfm_jax.config import Config, ObjectiveConfig
 from csfm_jax.models.config import DecoderConfig, EncoderConfig
+from csfm_jax.tasks.config import AdaptationConfig
 from csfm_jax.training.checkpoint import Checkpoints
 from data_pipelines.config import DataConfig, TokenConfig, WindowConfig
 from data_pipelines.preprocess import get_spec
@@ -53,3 +55,17 @@ def write_checkpoint(
     lines = "".join(f"{s}\n" for s in subjects).encode()
     (workdir / "subjects-trained.txt.gz").write_bytes(gzip.compress(lines, mtime=0))
     return workdir
+
+
+def task_config(task: str, **adaptation) -> Config:
+    """`toy_config` after fine-tuning for one of the simulated tasks, as `csfm finetune` leaves it."""
+    labels = {"simulated_rhythm": ("rhythm/irregular", "rate/fast"), "simulated_heart_rate": ("heart_rate",)}[task]
+    if task == "simulated_heart_rate":
+        adaptation = {"mean": (70.0,), "scale": (12.0,)} | adaptation
+    base = toy_config()
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, row_visible=base.data.row_tokens),
+        objective=ObjectiveConfig("supervised"),
+        adaptation=AdaptationConfig(task=task, labels=labels, **adaptation),
+    )

@@ -13,6 +13,7 @@ COMMANDS = {
     "data": "what a store holds; a config's packing plan; suggested row length",
     "train": "pretrain, or go on where the same command stopped",
     "finetune": "teach a checkpoint a task, or go on where the same command stopped",
+    "calibrate": "temperatures and decision thresholds of a fine-tuned checkpoint, on validation recordings",
     "predict": "predictions of a fine-tuned checkpoint for recordings of a split",
     "plan": "will it fit on these TPUs, how fast at best: compiles with no TPU at hand",
     "evaluate": "linear probe of a checkpoint against random initialisation",

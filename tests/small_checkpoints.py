@@ -1,5 +1,6 @@
 """A checkpoint of an untrained toy model, as training writes it, for tests of what is done with checkpoints."""
 
+import dataclasses
 import gzip
 import hashlib
 
@@ -9,8 +10,9 @@ import numpy as np
 from flax import nnx
 
 from csfm_jax import objectives
-from csfm_jax.config import Config
+from csfm_jax.config import Config, ObjectiveConfig
 from csfm_jax.models.config import DecoderConfig, EncoderConfig
+from csfm_jax.tasks.config import AdaptationConfig
 from csfm_jax.training.checkpoint import Checkpoints
 from data_pipelines.config import DataConfig, TokenConfig, WindowConfig
 from data_pipelines.preprocess import get_spec
@@ -37,9 +39,10 @@ def toy_params(config: Config, seed: int = 5) -> dict:
 
 
 def write_checkpoint(
-    workdir, config: Config, *, step=3, spec=None, tokenizer=None, subjects=(), channels=None, people=("", "toy")
-):
-    """Writes WORKDIR/checkpoints/STEP and the list of subjects; returns the work directory."""
+    workdir, config: Config, *, step=3, spec=None, tokenizer=None, subjects=(), channels=None, people=("", "toy"),
+    params=None,
+):  # fmt: skip
+    """Writes WORKDIR/checkpoints/STEP and the list of subjects; returns the work directory. params: not the toy's."""
     spec = get_spec("csfm-jax").to_dict() if spec is None else spec
     digest = hashlib.sha256("\n".join(subjects).encode()).hexdigest()
     run = {"config": config.to_dict(), "step": step, "preprocessing": spec, "tokenizer": tokenizer}
@@ -48,8 +51,22 @@ def write_checkpoint(
     if people is not None:  # fingerprint of the key, and whose ids: of the one store that it says it was trained on
         run["stores"] = {"toy": dict(zip(("key", "people"), people))}
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
-    checkpoints.save(step, jax.tree.map(jnp.asarray, toy_params(config)), {"count": jnp.zeros(1)}, run)
+    checkpoints.save(step, jax.tree.map(jnp.asarray, params or toy_params(config)), {"count": jnp.zeros(1)}, run)
     checkpoints.close()
     lines = "".join(f"{s}\n" for s in subjects).encode()
     (workdir / "subjects-trained.txt.gz").write_bytes(gzip.compress(lines, mtime=0))
     return workdir
+
+
+def task_config(task: str, depth: int = 1, **adaptation) -> Config:
+    """`toy_config` after fine-tuning for one of the simulated tasks, as `csfm finetune` leaves it."""
+    labels = {"simulated_rhythm": ("rhythm/irregular", "rate/fast"), "simulated_heart_rate": ("heart_rate",)}[task]
+    if task == "simulated_heart_rate":
+        adaptation = {"mean": (70.0,), "scale": (12.0,)} | adaptation
+    base = toy_config(depth=depth)
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, row_visible=base.data.row_tokens),
+        objective=ObjectiveConfig("supervised"),
+        adaptation=AdaptationConfig(task=task, labels=labels, **adaptation),
+    )

@@ -1,4 +1,7 @@
-"""Writes the encoder of a checkpoint as a self-contained PyTorch folder: weights, code, preprocessing, self-check."""
+"""Writes a checkpoint as a self-contained PyTorch folder: weights, code, preprocessing, self-check.
+
+Of a run of `csfm train` the encoder; of `csfm finetune` also the head, labels, calibration and thresholds.
+"""
 
 
 def arguments(parser) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +14,20 @@ from flax import nnx
 
 from csfm_jax import encoding, tasks
 from csfm_jax.config import Config
+from csfm_jax.embedding import given_channels
+from csfm_jax.evaluation import calibrated
+from csfm_jax.evaluation.calibrated import Calibrated
 from csfm_jax.evaluation.predictions import Predictions, Split
+from csfm_jax.models import lora
 from csfm_jax.objectives.supervised import Supervised
+from csfm_jax.tasks.resolve import read_tokens
 from data_pipelines import preprocess
+from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
+from data_pipelines.loader import pack_windows
+from data_pipelines.signals import modality_of
 from data_pipelines.store import Store, check_spec
+from data_pipelines.windows import GRID
 
 
 class FineTuned(NamedTuple):
@@ -25,25 +36,31 @@ class FineTuned(NamedTuple):
     Attributes:
         config: of the run; `config.adaptation` says task, labels and their scale. objective: the network.
         spec: of the stores. provenance: where the weights come from.
+        calibrated: what makes its predictions calibrated, where `csfm calibrate` was given; `predict` leaves it alone.
     """
 
     config: Config
     objective: Supervised
     spec: preprocess.Spec
     provenance: dict[str, Any]
+    calibrated: Calibrated | None = None
 
     @classmethod
-    def load(cls, path: str | Path) -> "FineTuned":
+    def load(cls, path: str | Path, calibration: bool = True) -> "FineTuned":
         """Reads a checkpoint of `csfm finetune`, after verifying every file of it.
 
+        Args:
+            path: work directory, or one step in it. calibration: False does not look for one.
+
         Raises:
-            BadInput: none is there, or it was not taught a task.
+            BadInput: none is there, it was not taught a task, or its calibration is that of other weights.
         """
         objective, encoder = encoding.load_objective(path)
         if not isinstance(objective, Supervised):
             found, remedy = "a checkpoint that was taught no task", "fine-tune it first with csfm finetune"
             raise BadInput(str(path), found, "one of csfm finetune", remedy)
-        return cls(encoder.config, objective, encoder.spec, encoder.provenance)
+        told = calibrated.read(encoder.provenance["path"]) if calibration else None
+        return cls(encoder.config, objective, encoder.spec, encoder.provenance, told)
 
     @property
     def task(self) -> tasks.Task:
@@ -69,13 +86,84 @@ class FineTuned(NamedTuple):
             found = [(np.asarray(apply(state, b)), b.labels, b.window) for b in read.batches()]
         return read.averaged(found)
 
+    def tell(self, signal, rate=None, channels=None, unit="mV", mains: float | None = None) -> "Told":
+        """Preprocesses one raw recording as the training data was, and predicts: the mean over its first windows.
+
+        Args: as of `LoadedEncoder.embed`. Sensors that the task does not read are left out.
+
+        Raises:
+            BadInput: wrong shapes, no channel that can be used, or too short a recording.
+        """
+        given, mains = given_channels(signal, rate, channels, unit, mains)
+        made = preprocess.prepare(given, spec=self.spec, mains=mains)
+        tokens = read_tokens(self.config)
+        reader = encoding.LoadedEncoder(replace(self.config, tokens=tokens), self.objective.encoder, self.spec)
+        starts, length = _starts(self.config.data.window, made.seconds, self.task.crops)
+        windows = [reader.window_at(made, start, length).channels for start in starts]
+        longest = 1 + max(sum(len(x) // tokens.patch[modality_of(c).name] for c, x in w) for w in windows)
+        # to the next 64, so that recordings of one kind share a compiled program
+        shape = {"rows": len(windows), "row_tokens": -(-longest // 64) * 64, "row_windows": 1}
+        (batch,) = pack_windows(windows, tokens, **shape)
+        there = np.argsort(batch.window[:, 0])[np.count_nonzero(batch.window[:, 0] < 0) :]
+        if not len(there):
+            raise BadInput("signal", "no valid patch in any window", "some valid samples", "check the recording")
+        scores, predicted = (np.asarray(x)[there, 0] for x in _told(*nnx.split(self.objective), batch))
+        values = predicted.mean(axis=0, keepdims=True, dtype=np.float64)
+        called = np.full(values.shape, np.nan)
+        if self.calibrated is not None:
+            values = self.calibrated.probabilities(values)
+            called = self.calibrated.decisions(values)
+        decided = {name: bool(c) for name, c in zip(self.outputs, called[0]) if c == c}
+        return Told(dict(zip(self.outputs, values[0].tolist())), decided, scores, made.report)
+
+    def merged(self) -> "FineTuned":
+        """The same model computed in float32 throughout, with what LoRA has learned added to the encoder's kernels."""
+        ours = replace(self.config.adaptation, trainable="all", lora_rank=0)
+        sizes = replace(self.config.encoder, compute="float32", remat="none")
+        config = replace(self.config, encoder=sizes, adaptation=ours)
+        params = nnx.to_pure_dict(nnx.state(self.objective, nnx.Param))
+        params = {"encoder": lora.encoder_params(params, self.config.adaptation), "head": params["head"]}
+        made = encoding.with_params(lambda: Supervised(config, rngs=nnx.Rngs(0)), params, "merged")
+        return self._replace(config=config, objective=made)
+
+
+class Told(NamedTuple):
+    """What a model says of one recording.
+
+    Attributes:
+        values: label -> probability (calibrated where the model is), value in the label's unit, or log-hazard.
+        decisions: label -> whether it is called; of labels that have a threshold.
+        scores: [windows, outputs] float32, what the head gave for each window.
+        report: what became of each channel; see `embedding.Embedding`.
+    """
+
+    values: dict[str, float]
+    decisions: dict[str, bool]
+    scores: np.ndarray
+    report: list[dict]
+
+
+@partial(jax.jit, static_argnums=0)
+def _told(graphdef, state, batch):
+    model = nnx.merge(graphdef, state)
+    return model.scores(batch), model.predict(batch)
+
+
+def _starts(window: WindowConfig, seconds: float, crops: int) -> tuple[list[float], float]:
+    """Starts and length of the windows that a recording of so many seconds has in a store (`windows.epoch_windows`)."""
+    begin = float(np.ceil(window.begin * GRID)) / GRID
+    usable = min(seconds, window.end or seconds) - begin
+    length = min(window.seconds, usable)
+    count = min(crops, max(1, int(usable / window.seconds + 1e-6)))
+    return [begin + float(np.floor(i * length * GRID + 1e-6)) / GRID for i in range(count)], length
+
 
 def write(found: Predictions, model: FineTuned, stores: list[Store], target: Path) -> None:
     """Writes predictions whole or not at all, as Parquet or (.npz) NumPy arrays; see `commands.predict`."""
     names = np.array([store.name for store in stores])[found.store]
     studies = [stores[s].index.study[r].decode() for s, r in zip(found.store, found.recording)]
     columns = {"store": names, "recording": np.array(studies), "windows": found.windows}
-    columns |= {f"prediction/{name}": found.values[:, i] for i, name in enumerate(model.outputs)}
+    columns |= _predicted(found, model)
     columns |= {f"label/{name}": found.labels[:, i] for i, name in enumerate(model.config.adaptation.labels)}
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
@@ -87,7 +175,7 @@ def write(found: Predictions, model: FineTuned, stores: list[Store], target: Pat
                 import pyarrow as pa
                 import pyarrow.parquet as pq
 
-                told = {"task": model.task.name, "preprocessing": str(model.spec), **_plain(model.provenance)}
+                told = {"task": model.task.name, "preprocessing": str(model.spec), **_plain(model)}
                 table = pa.table(columns).replace_schema_metadata({"csfm": json.dumps(told)})
                 pq.write_table(table, file)
         os.replace(partial, target)
@@ -95,5 +183,22 @@ def write(found: Predictions, model: FineTuned, stores: list[Store], target: Pat
         partial.unlink(missing_ok=True)
 
 
-def _plain(provenance: dict) -> dict:
-    return {name: provenance[name] for name in ("path", "step") if name in provenance}
+def _predicted(found: Predictions, model: FineTuned) -> dict[str, np.ndarray]:
+    """Columns of what the model says: of a calibrated one also what its network said, and decisions."""
+    given = found.values
+    if model.calibrated is None:
+        return {f"prediction/{name}": given[:, i] for i, name in enumerate(model.outputs)}
+    values = model.calibrated.probabilities(given)
+    columns = {f"prediction/{name}": values[:, i].astype(np.float32) for i, name in enumerate(model.outputs)}
+    columns |= {f"uncalibrated/{name}": given[:, i] for i, name in enumerate(model.outputs)}
+    called = model.calibrated.decisions(values)
+    known = [i for i in range(len(model.outputs)) if not np.isnan(called[:, i]).any()]
+    return columns | {f"decision/{model.outputs[i]}": called[:, i] > 0.5 for i in known}
+
+
+def _plain(model: FineTuned) -> dict:
+    told = {name: model.provenance[name] for name in ("path", "step") if name in model.provenance}
+    if (ours := model.calibrated) is not None:
+        thresholds = {name: t for name, t in zip(ours.labels, ours.thresholds) if t == t}
+        told["calibration"] = {"temperature": ours.temperature, "rule": ours.rule, "thresholds": thresholds}
+    return told

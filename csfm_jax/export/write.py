@@ -1,4 +1,5 @@
-"""A checkpoint -> a self-contained PyTorch folder. Needs no PyTorch; the folder appears whole or not at all.
+"""A checkpoint -> a self-contained PyTorch folder, with its head where it was taught a task. Needs no PyTorch; the
+folder appears whole or not at all.
 
 In an object store, where nothing can be put in place at once, the manifest goes first when an earlier export is
 replaced, and comes last: what has none is no export.
@@ -23,7 +24,8 @@ import data_pipelines
 from csfm_jax import encoding
 from csfm_jax.config import Config
 from csfm_jax.encoding import LoadedEncoder
-from csfm_jax.export import card, golden, names
+from csfm_jax.evaluation.fine_tuned import FineTuned
+from csfm_jax.export import card, golden, names, task
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.models.vocabulary import Vocabulary
 from csfm_jax.training import checkpoint
@@ -39,7 +41,7 @@ TEMPLATES = Path(__file__).parent / "torch"
 
 
 def export_checkpoint(path: Place, output: Place) -> Place:
-    """Exports the encoder of a checkpoint, or of published weights.
+    """Exports the encoder of a checkpoint, or of published weights; of a fine-tuned one also its head.
 
     Args:
         path: what `encoding.load` takes; verified before use.
@@ -56,25 +58,28 @@ def export_checkpoint(path: Place, output: Place) -> Place:
     loaded = encoding.load(path)
     if "step" not in loaded.provenance:  # published weights tell nothing of their training
         return export(loaded, output)
-    return export(loaded, output, checkpoint.read_run(loaded.provenance["path"]))  # verified a moment ago
+    run = checkpoint.read_run(loaded.provenance["path"])  # verified a moment ago
+    model = FineTuned.load(path).merged() if loaded.config.adaptation.task else None
+    return export(loaded, output, run, model)
 
 
-def export(loaded: LoadedEncoder, output: Place, run: dict | None = None) -> Place:
+def export(loaded: LoadedEncoder, output: Place, run: dict | None = None, model: FineTuned | None = None) -> Place:
     """Exports any encoder; arguments, result and errors as `export_checkpoint`.
 
     Args:
         run: what its training recorded; the model card tells its numbers.
+        model: `FineTuned.merged` of the same checkpoint, where there is a head to export.
     """
     output = absolute(output)
     _refuse_foreign(output)
     if is_remote(output):
         with tempfile.TemporaryDirectory(prefix="csfm-export-") as folder:
-            send(export(loaded, Path(folder, "export"), run), output)
+            send(export(loaded, Path(folder, "export"), run, model), output)
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        _write_all(loaded, run or {}, temporary)
+        _write_all(loaded, run or {}, model, temporary)
         _write_manifest(temporary)
         temporary.chmod(0o755)
         _replace(temporary, output)
@@ -83,12 +88,14 @@ def export(loaded: LoadedEncoder, output: Place, run: dict | None = None) -> Pla
     return output
 
 
-def _write_all(loaded: LoadedEncoder, run: dict, folder: Path) -> None:
+def _write_all(loaded: LoadedEncoder, run: dict, model: FineTuned | None, folder: Path) -> None:
     config = loaded.config
     params = nnx.to_pure_dict(nnx.state(loaded.encoder, nnx.Param))
     state = {f"encoder.{name}": value for name, value in names.to_torch(params).items()}
+    if model is not None:
+        state |= task.head_to_torch(nnx.to_pure_dict(nnx.state(model.objective.head, nnx.Param)))
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    _dump(folder / "config.json", model_config(config))
+    _dump(folder / "config.json", model_config(config) | ({"task": task.task_config(model)} if model else {}))
     _dump(folder / "preprocessor_config.json", preprocessor_config(loaded.spec, config))
     for template in sorted(TEMPLATES.glob("*.py")):
         shutil.copyfile(template, folder / template.name)
@@ -97,9 +104,10 @@ def _write_all(loaded: LoadedEncoder, run: dict, folder: Path) -> None:
     if loaded.tokenizer_json:
         (folder / "tokenizer.json").write_text(loaded.tokenizer_json, encoding="utf-8")
     cases = golden.cases(config.tokens, config.data.window)
-    np.savez(folder / "golden.npz", **golden.arrays(cases, _in_float32(loaded, params)))
+    arrays = golden.arrays(cases, _in_float32(loaded, params)) | (task.golden_arrays(cases, model) if model else {})
+    np.savez(folder / "golden.npz", **arrays)
     parameters = sum(v.size for v in state.values())
-    (folder / "README.md").write_text(card.text(config, loaded.spec, run, parameters), encoding="utf-8")
+    (folder / "README.md").write_text(card.text(config, loaded.spec, run, parameters, model), encoding="utf-8")
 
 
 def model_config(config: Config) -> dict:

@@ -10,7 +10,7 @@ from csfm_jax.models.layers import dropout, layer_norm, linear, vector
 from csfm_jax.sharding import constrain
 from data_pipelines.batch import TokenBatch
 
-_GATE = (256, 128)  # hidden widths of the mixture's gate (ECG-Soup, `st_mem_vit_mol.py`)
+GATE = (256, 128)  # hidden widths of the mixture's gate (ECG-Soup, `st_mem_vit_mol.py`)
 
 
 class Head(nnx.Module):
@@ -100,11 +100,11 @@ class Mixture(Average):
     def __init__(self, sizes: EncoderConfig, outputs: int, rate: float, *, rngs: nnx.Rngs):
         super().__init__(sizes, outputs, rate, rngs=rngs)
         self.gate_norm = layer_norm(sizes.width, dtype=jnp.float32, rngs=rngs)
-        widths = (sizes.width, *_GATE)
+        widths = (sizes.width, *GATE)
         self.gate = nnx.List(
             [linear(i, o, (None, None), dtype=jnp.float32, rngs=rngs) for i, o in zip(widths, widths[1:])]
         )
-        self.last = linear(_GATE[-1], sizes.depth, (None, None), dtype=jnp.float32, rngs=rngs)
+        self.last = linear(GATE[-1], sizes.depth, (None, None), dtype=jnp.float32, rngs=rngs)
         self.last.kernel[...] = jnp.zeros_like(self.last.kernel[...])
 
     def weights(self, read: Layers) -> jax.Array:

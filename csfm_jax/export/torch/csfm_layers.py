@@ -49,10 +49,15 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x, keys, turn):
+        *_, last = self.blocks(x, keys, turn)
+        return self.norm(last)
+
+    def blocks(self, x, keys, turn):
+        """Yields what leaves each block."""
         for attention, feed_forward in self.layers:
             x = x + attention(x, keys, turn)
             x = x + feed_forward(x)
-        return self.norm(x)
+            yield x
 
 
 class Centre(nn.Module):

@@ -1,22 +1,28 @@
-"""`AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`: a thin wrapper of `csfm_torch.CSFMEncoder`."""
+"""`AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`: a thin wrapper of `CSFMEncoder` and a task's head."""
 
 import os
 
 from transformers import PreTrainedModel
 
 from .configuration_csfm import CSFMConfig
-from .csfm_torch import CSFMEncoder, read_spec, verify
+from .csfm_torch import CSFMEncoder, read_spec, verify  # first: it verifies the code beside it
+
+from .csfm_task import Predicts, build_head  # isort: skip
 
 
-class CSFMModel(PreTrainedModel):
-    """The encoder under `model.encoder`; `embed`, `encode` and `forward` are its own."""
+class CSFMModel(Predicts, PreTrainedModel):
+    """The encoder under `model.encoder`; `embed`, `encode` and `forward` are its own. Of a fine-tuned model also
+    `model.head`, `predict` and `scores`."""
 
     config_class = CSFMConfig
     main_input_name = "patches"
 
     def __init__(self, config):
         super().__init__(config)
-        self.encoder = CSFMEncoder(config.to_dict())
+        values = config.to_dict()
+        self.encoder, self.task = CSFMEncoder(values), values.get("task")
+        if self.task:
+            self.head = build_head(values)
         self.post_init()
 
     @classmethod

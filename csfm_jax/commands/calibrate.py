@@ -1,0 +1,67 @@
+"""Fits temperatures and decision thresholds of a fine-tuned checkpoint on the validation recordings of stores.
+
+Written beside the checkpoint's step (checkpoints/calibration-STEP.json), where `csfm predict` and `csfm export` find
+it: their probabilities are then calibrated, and come with decisions. A step that is trained further needs its own.
+"""
+
+import numpy as np
+
+from data_pipelines.errors import BadInput
+
+_RULES = ("f1", "youden", "specificity")
+
+
+def arguments(parser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="work directory of csfm finetune, or one step in it")
+    parser.add_argument("--store", required=True, help="a store, a folder of stores, or several separated by commas")
+    parser.add_argument(
+        "--rule", choices=_RULES, default="f1",
+        help="what a label's threshold maximises: F1; sensitivity + specificity (youden); or the sensitivity at a "
+        "specificity of --specificity or more",
+    )  # fmt: skip
+    parser.add_argument("--specificity", type=float, default=0.95, help="for --rule=specificity; 0 to 1 [0.95]")
+    parser.add_argument(
+        "--unchecked-subjects", action="store_true",
+        help="calibrate even where nothing tells whether validation subjects were trained on",
+    )  # fmt: skip
+    parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
+
+
+def run(args) -> None:
+    from csfm_jax.evaluation import calibrated
+    from csfm_jax.evaluation.fine_tuned import FineTuned
+    from data_pipelines.store import open_stores
+
+    if not 0 <= args.specificity <= 1:
+        raise BadInput("--specificity", f"{args.specificity:g}", "0 to 1", "correct it")
+    model = FineTuned.load(args.checkpoint, calibration=False)  # an earlier one is about to be replaced
+    calibrated.check_kind(model.task)
+    stores = open_stores(args.store, args.verify)
+    _check_unseen(model, stores, args)
+    found = model.predict(stores, "validation")
+    step = model.provenance["path"]
+    of = calibrated.Step.of(step)
+    made = calibrated.fit(model.task, model.outputs, found, args.rule, args.specificity, of)
+    path = calibrated.write(made, step)
+    print(f"{made.recordings} validation recordings; probabilities before and after:")
+    for name, (before, after) in made.figures.items():
+        print(f"  {name:<40}{before:.4f}  {after:.4f}")
+    for name, threshold in zip(made.labels, made.thresholds):
+        told = f"{threshold:.4f}" if threshold == threshold else "none: one class only among validation recordings"
+        print(f"  {'threshold/' + name:<40}{told}")
+    print(f"wrote {path}")
+
+
+def _check_unseen(model, stores, args) -> None:
+    """What a model says of those it was trained on is too certain to calibrate by."""
+    from csfm_jax.evaluation import protocol
+    from csfm_jax.training import record
+
+    before = record.trained_on(model.provenance)
+    everyone = protocol.Recordings.whole(stores)
+    held_out = set(np.unique(everyone.subject[everyone.split == 1]).tolist())
+    if seen := len(held_out & before.subjects):
+        found = f"{seen} of the {len(held_out)} validation subjects among those that the checkpoint was trained on"
+        raise BadInput(args.checkpoint, found, "none", "use stores whose splits were those of the training")
+    others = before.incomparable(stores)
+    protocol.check_comparable(others, before.complete, args.unchecked_subjects, args.checkpoint)

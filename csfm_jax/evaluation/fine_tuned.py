@@ -1,8 +1,7 @@
 """A fine-tuned checkpoint in use: predictions for the recordings of stores, and a file of them."""
 
-import json
-import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +11,17 @@ from flax import nnx
 
 from csfm_jax import encoding, tasks
 from csfm_jax.config import Config
+from csfm_jax.evaluation import prediction_files
 from csfm_jax.evaluation.predictions import Predictions, Split
 from csfm_jax.objectives.supervised import Supervised
 from data_pipelines import preprocess
 from data_pipelines.errors import BadInput
 from data_pipelines.store import Store, check_spec
+
+
+@partial(jax.jit, static_argnums=0)  # compiled once a network, however many splits and sensor subsets it reads
+def _apply(graphdef, state, batch):
+    return nnx.merge(graphdef, state).predict(batch)
 
 
 class FineTuned(NamedTuple):
@@ -63,36 +68,16 @@ class FineTuned(NamedTuple):
         for store in stores:
             check_spec(store.spec, self.spec, str(store.path))
         graphdef, state = nnx.split(self.objective)
-        apply = jax.jit(lambda state, batch: nnx.merge(graphdef, state).predict(batch))
         with tempfile.TemporaryDirectory(prefix="csfm-plans-") as plans:
             read = Split(self.config, stores, split, Path(plans))
-            found = [(np.asarray(apply(state, b)), b.labels, b.window) for b in read.batches()]
+            found = [(np.asarray(_apply(graphdef, state, b)), b.labels, b.window) for b in read.batches()]
         return read.averaged(found)
 
 
 def write(found: Predictions, model: FineTuned, stores: list[Store], target: Path) -> None:
     """Writes predictions whole or not at all, as Parquet or (.npz) NumPy arrays; see `commands.predict`."""
-    names = np.array([store.name for store in stores])[found.store]
-    studies = [stores[s].index.study[r].decode() for s, r in zip(found.store, found.recording)]
-    columns = {"store": names, "recording": np.array(studies), "windows": found.windows}
-    columns |= {f"prediction/{name}": found.values[:, i] for i, name in enumerate(model.outputs)}
-    columns |= {f"label/{name}": found.labels[:, i] for i, name in enumerate(model.config.adaptation.labels)}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            if target.suffix == ".npz":
-                np.savez(file, **columns)
-            else:
-                import pyarrow as pa
-                import pyarrow.parquet as pq
-
-                told = {"task": model.task.name, "preprocessing": str(model.spec), **_plain(model.provenance)}
-                table = pa.table(columns).replace_schema_metadata({"csfm": json.dumps(told)})
-                pq.write_table(table, file)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    told = {"task": model.task.name, "preprocessing": str(model.spec), **_plain(model.provenance)}
+    prediction_files.write(found, model.outputs, model.config.adaptation.labels, told, stores, target)
 
 
 def _plain(provenance: dict) -> dict:

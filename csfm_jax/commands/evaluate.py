@@ -77,8 +77,7 @@ def _study(args) -> int:
     settings = cells.Settings(
         args.store, stores, args.overrides, args.seed, args.unchecked_subjects, halvings, args.workers
     )
-    planned = study.plan(settings, args.tasks, args.models, args.sensors, folder)
-    pair = study.pair(planned, args.similarity)
+    planned = study.plan(settings, args.tasks, args.models, args.sensors, args.similarity, folder)
     try:
         study.run(planned)
     except cells.Stopped:
@@ -86,7 +85,7 @@ def _study(args) -> int:
         return args.stopped_code
     results = study_results.gather(planned, args.bootstrap, args.seed)
     study_results.write(results, folder / "results.parquet")
-    evaluation_page.write(results, study.alike(planned, pair), folder / "report.html")
+    evaluation_page.write(results, study.alike(planned), folder / "report.html")
     print(study_results.summary(results))
     for (task, model), why in planned.failures.items():
         print(f"failed: {task}, {model}: {why}")

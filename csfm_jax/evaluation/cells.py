@@ -1,6 +1,7 @@
 """One cell of a study, a model on a task: taught where it is to be, then its predictions, each file once."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shlex
@@ -213,15 +214,36 @@ def _table_files(cell: Cell, subsets: list[Sensors]) -> None:
 
 
 def _tables(cell: Cell, subsets: list[Sensors]) -> Iterator[tabular.Table]:
-    """The features of every subset of the sensors, in order."""
-    if cell.model.kind == TREES:
-        for subset in subsets:
-            yield _classical(cell, subset)
-        return
-    encoder = network(cell)
+    """The features of every subset of the sensors, in order; made once for all tasks that read the same windows."""
+    encoder = None
     for subset in subsets:
-        found = features.recording_features(encoder, sensors.seen(cell.settings.stores, subset), window(cell))
-        yield tabular.Table(found.store, found.recording, found.windows, found.pooled)
+        target = _features_file(cell, subset)
+        if not target.exists():
+            if cell.model.kind == TREES:
+                _keep(_classical(cell, subset), target)
+            else:
+                encoder = encoder or network(cell)
+                stores = sensors.seen(cell.settings.stores, subset)
+                found = features.recording_features(encoder, stores, window(cell))
+                _keep(tabular.Table(found.store, found.recording, found.windows, found.pooled), target)
+        with np.load(target) as kept:
+            yield tabular.Table(*(kept[name] for name in tabular.Table._fields))
+
+
+def _features_file(cell: Cell, subset: Sensors) -> Path:
+    task = cell.task
+    read = [task.begin, task.end] if cell.model.kind == TREES else dataclasses.asdict(window(cell))
+    decides = [cell.model.identity, sorted(subset.channels), read]
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return cell.folder.parents[2] / "features" / cell.model.folder / f"{subset.file}-{digest}.npz"
+
+
+def _keep(table: tabular.Table, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    with open(partial, "wb") as file:
+        np.savez(file, **table._asdict())
+    os.replace(partial, target)
 
 
 def window(cell: Cell) -> WindowConfig:

@@ -36,12 +36,18 @@ class TaskSetup:
 
 @dataclass(frozen=True)
 class Study:
-    """Attributes: settings, tasks, models, in the order in which they were named. cells: of every task in turn."""
+    """Models x tasks.
+
+    Attributes:
+        settings: of all. tasks, models: in the order in which they were named. cells: of every task in turn.
+        pair: words of two models whose layers are compared, or None. folder: the study's own.
+    """
 
     settings: Settings
     tasks: list[TaskSetup]
     models: list[Model]
     cells: list[Cell]
+    pair: tuple[str, str] | None
     folder: Path
 
     def of(self, task: str) -> list[Cell]:
@@ -55,11 +61,14 @@ class Study:
         return {name: why for name, why in found.items() if why is not None}
 
 
-def plan(settings: Settings, task_words: str, model_words: str, sensor_words: str, folder: Path) -> Study:
+def plan(
+    settings: Settings, task_words: str, model_words: str, sensor_words: str, pair_words: str | None, folder: Path
+) -> Study:
     """The cells of a study; nothing is trained or predicted.
 
     Args:
-        task_words, model_words, sensor_words: as on the command line, separated by commas. folder: the study's own.
+        task_words, model_words, sensor_words: as on the command line, separated by commas.
+        pair_words: two of the models, or None. folder: the study's own.
 
     Raises:
         BadInput: what cannot be: an unknown task, model or sensor; a task whose sensors or labels the stores lack; a
@@ -86,8 +95,9 @@ def plan(settings: Settings, task_words: str, model_words: str, sensor_words: st
             raise BadInput(f"--models={model.word}", f"a model of the task {taught}", "one of --tasks", "add the task")
         for cell in mine if model.kind in FINE_TUNED else ():
             cell.config()  # an override that no config has
+    pair = _pair(models, pair_words)
     _check_same(settings, folder)
-    return Study(settings, setups, models, made, folder)
+    return Study(settings, setups, models, made, pair, folder)
 
 
 def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:
@@ -107,6 +117,17 @@ def _check_sensors(words: str, setups: list[TaskSetup]) -> None:
     if nowhere:
         found, expected = "sensors that no recording of any task has", "some that one has"
         raise BadInput(f"--sensors={min(nowhere)}", found, expected, "leave it out, or name other stores or tasks")
+
+
+def _pair(models: list[Model], words: str | None) -> tuple[str, str] | None:
+    if words is None:
+        return None
+    named = tuple(word.strip() for word in words.split(","))
+    layered = [m.word for m in models if m.config is not None and m.config.backbone.name == "transformer"]
+    if len(named) != 2 or not set(named) <= set(layered):
+        expected = "two of --models that are transformers: " + (", ".join(layered) or "there is none")
+        raise BadInput(f"--similarity={words}", "something else", expected, "correct it")
+    return named
 
 
 def _check_same(settings: Settings, folder: Path) -> None:
@@ -145,27 +166,11 @@ def run(study: Study) -> None:
             print(f"  failed: {why}", flush=True)
 
 
-def pair(study: Study, words: str | None) -> tuple[str, str] | None:
-    """The two models of `--similarity`.
-
-    Raises:
-        BadInput: not two of the study's models, or one without layers to compare.
-    """
-    if words is None:
-        return None
-    named = tuple(word.strip() for word in words.split(","))
-    layered = [m.word for m in study.models if m.config is not None and m.config.backbone.name == "transformer"]
-    if len(named) != 2 or not set(named) <= set(layered):
-        expected = "two of --models that are transformers: " + (", ".join(layered) or "there is none")
-        raise BadInput(f"--similarity={words}", "something else", expected, "correct it")
-    return named
-
-
-def alike(study: Study, named: tuple[str, str] | None) -> dict[str, np.ndarray]:
+def alike(study: Study) -> dict[str, np.ndarray]:
     """task -> linear CKA [layers of the first, layers of the second] on test windows, where both cells are complete."""
     found: dict[str, np.ndarray] = {}
-    for setup in study.tasks if named else ():
-        both = [cell for word in named for cell in study.of(setup.task.name) if cell.model.word == word]
+    for setup in study.tasks if study.pair else ():
+        both = [cell for word in study.pair for cell in study.of(setup.task.name) if cell.model.word == word]
         if len(both) == 2 and not any(cell.status["failed"] for cell in both):
             stores = sensors.seen(study.settings.stores, setup.subsets[0])
             values = layers.compare(*(cells.network(cell) for cell in both), stores, cells.window(both[0]))

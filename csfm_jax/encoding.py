@@ -309,10 +309,11 @@ def load(path: Place) -> LoadedEncoder:
 
 
 class About(NamedTuple):
-    """What is known of weights without reading them: the run's configuration, and where they come from."""
+    """What is known of weights without reading them: configuration, where they come from, and their preprocessing."""
 
     config: Config
     provenance: dict[str, Any]
+    spec: preprocess.Spec
 
 
 def about(path: Place) -> About:
@@ -322,9 +323,9 @@ def about(path: Place) -> About:
 
     if not is_remote(path) and Path(path).is_file():
         loaded = load(path)
-        return About(loaded.config, loaded.provenance)
+        return About(loaded.config, loaded.provenance, loaded.spec)
     step, run = find_step(path), read_run(path)
-    return About(from_dict(run["config"]), _provenance(step, run))
+    return About(from_dict(run["config"]), _provenance(step, run), _spec_of(run, str(step)))
 
 
 def load_objective(path: Place) -> tuple[Any, LoadedEncoder]:

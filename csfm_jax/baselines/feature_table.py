@@ -33,12 +33,12 @@ class FeatureTable:
     failures: dict[str, int]
 
 
-def feature_table(stores: list[Store], workers: int = 0, seconds: float = 300.0) -> FeatureTable:
+def feature_table(stores: list[Store], workers: int = 0, seconds: float = 300.0, begin: float = 0.0) -> FeatureTable:
     """Measures `classical.FEATURES` of all recordings; about 0.3 s of one core each where there is an ECG.
 
     Args:
         stores: opened stores. workers: processes; 0 measures in this one.
-        seconds: of a longer recording only its beginning is measured.
+        seconds: of a longer recording only so much is measured, from the second `begin` on.
 
     Raises:
         BadInput: a store of another preprocessing than "csfm-jax", whose samples may have lost their unit.
@@ -48,7 +48,7 @@ def feature_table(stores: list[Store], workers: int = 0, seconds: float = 300.0)
             remedy = "prepare the store with --spec=csfm-jax"
             raise BadInput(str(store.path), f"preprocessing {store.spec.name!r}", "'csfm-jax'", remedy)
     work = [
-        (i, np.arange(at, min(at + _RECORDINGS, len(store.index))), seconds)
+        (i, np.arange(at, min(at + _RECORDINGS, len(store.index))), begin, seconds)
         for i, store in enumerate(stores)
         for at in range(0, len(store.index), _RECORDINGS)
     ]
@@ -66,11 +66,11 @@ def feature_table(stores: list[Store], workers: int = 0, seconds: float = 300.0)
     )
 
 
-def sensors_of(store: Store, recording: int, seconds: float) -> dict[str, classical.Sensor]:
-    """The recording's beginning as physical samples, NaN where invalid."""
-    length = min(seconds, int(store.index.milliseconds[recording]) / 1000)
+def sensors_of(store: Store, recording: int, seconds: float, begin: float = 0.0) -> dict[str, classical.Sensor]:
+    """So many seconds of the recording from `begin` on, as physical samples, NaN where invalid; none where it ended."""
+    length = min(seconds, int(store.index.milliseconds[recording]) / 1000 - begin)
     found = {}
-    for channel, counts in store.read_window(recording, 0.0, length):
+    for channel, counts in store.read_window(recording, begin, length) if length > 0 else ():
         modality = modality_of(channel)
         samples = np.where(counts == INVALID, np.nan, counts * modality.step)
         found[CHANNELS[channel].name] = classical.Sensor(samples, modality.rate)
@@ -96,5 +96,5 @@ def _measure_here(work) -> list[classical.Measured]:
     return _measure(_stores, *work)
 
 
-def _measure(stores, which, recordings, seconds) -> list[classical.Measured]:
-    return [classical.measure(sensors_of(stores[which], int(r), seconds)) for r in recordings]
+def _measure(stores, which, recordings, begin, seconds) -> list[classical.Measured]:
+    return [classical.measure(sensors_of(stores[which], int(r), seconds, begin)) for r in recordings]

@@ -126,6 +126,13 @@ def _settings(cases: int, seed: int) -> dict:
 
 def _tuned(model: type, seed: int, train, validation, test_x, staged: str, loss: Callable) -> Forest:
     """Fits every size, reads the validation loss after each tree, and answers with the best of all of them."""
+    # scikit-learn finds no bins for a feature that no train case has (of a sensor that none of them wore)
+    there = ~np.isnan(train[0]).all(axis=0)
+    train, validation, test_x = (
+        (train[0][:, there], train[1]),
+        (validation[0][:, there], validation[1]),
+        test_x[:, there],
+    )
     # threads that wait for one another cost more than they bring on few cases, and on a shared machine ruinously
     with threadpool_limits(None if len(train[1]) >= _THREADED_CASES else 1, user_api="openmp"):
         best = None

@@ -4,8 +4,6 @@ Written beside the checkpoint's step (checkpoints/calibration-STEP.json), where 
 it: their probabilities are then calibrated, and come with decisions. A step that is trained further needs its own.
 """
 
-import numpy as np
-
 from data_pipelines.errors import BadInput
 
 _RULES = ("f1", "youden", "specificity")
@@ -54,14 +52,10 @@ def run(args) -> None:
 
 def _check_unseen(model, stores, args) -> None:
     """What a model says of those it was trained on is too certain to calibrate by."""
-    from csfm_jax.evaluation import protocol
-    from csfm_jax.training import record
+    from csfm_jax.evaluation import leakage
 
-    before = record.trained_on(model.provenance)
-    everyone = protocol.Recordings.whole(stores)
-    held_out = set(np.unique(everyone.subject[everyone.split == 1]).tolist())
-    if seen := len(held_out & before.subjects):
-        found = f"{seen} of the {len(held_out)} validation subjects among those that the checkpoint was trained on"
+    seen, everyone = leakage.seen_validation(stores, model.provenance)
+    if seen:
+        found = f"{seen} of the {everyone} validation subjects among those that the checkpoint was trained on"
         raise BadInput(args.checkpoint, found, "none", "use stores whose splits were those of the training")
-    others = before.incomparable(stores)
-    protocol.check_comparable(others, before.complete, args.unchecked_subjects, args.checkpoint)
+    leakage.check_comparable(stores, model.provenance, args.unchecked_subjects, args.checkpoint)

@@ -1,7 +1,14 @@
-"""Linear probes on frozen embeddings against the same network at random initialisation, with a bootstrap over patients.
+"""Compares models: a study of models x tasks x sensors, or one checkpoint's probe on labels that are no task.
 
-Probes are fitted on train subjects, their regularisation is chosen on validation subjects, and they are read on test
-subjects: the splits of the stores. Recordings of people whom the checkpoint was trained on are refused as test data.
+csfm evaluate --tasks=A,B --models=linear:RUN,finetuned:RUN,trees --store=STORES --workdir=DIR [--sensors=all,2,1]
+teaches every model every task on train subjects, keeps predictions of validation and test subjects in DIR, and writes
+DIR/results.parquet and DIR/report.html; the same command goes on where it stopped. Models: linear:RUN, attention:RUN,
+finetuned:RUN, lora:RUN, random:CONFIG or random:RUN, scratch:CONFIG, benchmark_s4, benchmark_net1d, trees, or a work
+directory of csfm finetune. --config.x.y=... go to the fine-tunings.
+
+csfm evaluate --checkpoint=RUN --store=STORES --labels='pattern/*' probes labels by their names: linear probes on frozen
+embeddings against the same network at random initialisation. Both: fitted on train subjects, chosen on validation
+subjects, read on test subjects, whom the checkpoint must not have been trained on.
 """
 
 import json
@@ -11,41 +18,100 @@ from pathlib import Path
 
 from data_pipelines.errors import BadInput
 
+_OF_STUDY = ("tasks", "models", "workdir")
+_OF_PROBE = ("checkpoint", "labels", "output")
+
 
 def arguments(parser) -> None:
-    parser.add_argument(
-        "--checkpoint", required=True, help="work directory, its checkpoints folder, or one step; here, gs://, s3://"
-    )
+    parser.set_defaults(config=None)  # overrides go to the fine-tunings of a study
     parser.add_argument("--store", required=True, help="a store, a folder of stores, or several separated by commas")
-    parser.add_argument(
-        "--labels", default="superclass/*", help='patterns separated by commas, e.g. "superclass/*,age"'
-    )
+    study = parser.add_argument_group("a study")
+    study.add_argument("--tasks", help="as of csfm finetune, separated by commas")
+    study.add_argument("--models", help="separated by commas; every other one is compared with the first")
+    study.add_argument("--workdir", help="the study's folder; made if absent")
+    study.add_argument(
+        "--sensors", default="all",
+        help="subsets that test recordings are read with: all, 12, 6, 3, 2, 1, ecg, ppg, ecg+ppg, lead:II ...",
+    )  # fmt: skip
+    study.add_argument(
+        "--label-fractions", metavar="1/N", default="1",
+        help="down to which power of two of the train patients probes and trees are fitted again",
+    )  # fmt: skip
+    study.add_argument("--similarity", metavar="A,B", help="two of the models whose layers are compared by linear CKA")
+    study.add_argument("--workers", type=int, default=0, help="processes that measure features for trees")
+    study.add_argument("--stopped-code", type=int, default=0, metavar="CODE", help="as in `csfm train`")
+    probe = parser.add_argument_group("a probe of labels that are no task")
+    probe.add_argument("--checkpoint", help="work directory, its checkpoints folder, or one step; here, gs://, s3://")
+    probe.add_argument("--labels", help='patterns separated by commas; "superclass/*" if none is given')
+    probe.add_argument("--output", help="results as JSON")
     parser.add_argument(
         "--unchecked-subjects", action="store_true",
         help="evaluate even where nothing tells whether test subjects were trained on (see `csfm data overlap`)",
     )  # fmt: skip
-    parser.add_argument("--output", help="results as JSON")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates")
-    parser.add_argument("--seed", type=int, default=0, help="of the random initialisation and of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="of random networks, trees, subsets and the bootstrap")
     parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
 
 
-def run(args) -> None:
-    from csfm_jax import encoding
-    from csfm_jax.evaluation import features, protocol
-    from csfm_jax.training import record
-    from data_pipelines.store import open_stores
-
+def run(args) -> int:
     if args.bootstrap < 1:
         raise BadInput("--bootstrap", str(args.bootstrap), "1 or more", "1000 is usual")
+    given = [[f"--{name}" for name in names if getattr(args, name)] for names in (_OF_STUDY, _OF_PROBE)]
+    if (len(given[0]) == len(_OF_STUDY)) == (args.checkpoint is not None) or all(given):
+        found = " ".join(given[0] + given[1]) or "neither"
+        expected = "--tasks --models --workdir (a study), or --checkpoint (a probe of labels)"
+        raise BadInput("csfm evaluate", found, expected, "give one of the two")
+    return _study(args) if given[0] else _probe(args)
+
+
+def _study(args) -> int:
+    import logging
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in `csfm train`
+    from csfm_jax.evaluation import cells, study, study_results
+    from csfm_jax.reporting import evaluation_page
+    from data_pipelines.store import open_stores
+
+    halvings, folder = _halvings(args.label_fractions), Path(args.workdir)
+    stores = open_stores(args.store, args.verify)
+    settings = cells.Settings(
+        args.store, stores, args.overrides, args.seed, args.unchecked_subjects, halvings, args.workers
+    )
+    planned = study.plan(settings, args.tasks, args.models, args.sensors, args.similarity, folder)
+    try:
+        study.run(planned)
+    except cells.Stopped:
+        print("stopped; the same command goes on", flush=True)
+        return args.stopped_code
+    results = study_results.gather(planned, args.bootstrap, args.seed)
+    study_results.write(results, folder / "results.parquet")
+    evaluation_page.write(results, study.alike(planned), folder / "report.html")
+    print(study_results.summary(results))
+    for (task, model), why in planned.failures.items():
+        print(f"failed: {task}, {model}: {why}")
+    print(f"wrote {folder / 'results.parquet'} and {folder / 'report.html'}")
+    return 1 if planned.failures else 0
+
+
+def _halvings(words: str) -> int:
+    one, _, number = words.strip().partition("/")
+    size = int(number) if one == "1" and number.isdecimal() else 1 if words.strip() == "1" else 0
+    if size < 1 or size & (size - 1):
+        raise BadInput("--label-fractions", words, "1 or 1/2, 1/4, 1/8, ...: a power of two", "correct it")
+    return size.bit_length() - 1
+
+
+def _probe(args) -> int:
+    from csfm_jax import encoding
+    from csfm_jax.evaluation import features, leakage, protocol
+    from data_pipelines.store import open_stores
+
+    if args.overrides:
+        raise BadInput(args.overrides[0].partition("=")[0], "a value", "none: nothing is trained", "leave it out")
     trained = encoding.load(args.checkpoint)
     stores = open_stores(args.store, args.verify)
-    everyone = protocol.Recordings.whole(stores)
-    groups = protocol.groups(everyone, args.labels)
-    trained_on = record.trained_on(trained.provenance)
-    protocol.check_unseen(everyone, trained_on.subjects, args.checkpoint)
-    others = trained_on.incomparable(stores) if "path" in trained.provenance else []
-    checked = protocol.check_comparable(others, trained_on.complete, args.unchecked_subjects, args.checkpoint)
+    groups = protocol.groups(protocol.Recordings.whole(stores), args.labels or "superclass/*")
+    checked = leakage.check(stores, trained.provenance, args.unchecked_subjects, args.checkpoint)
     if not checked:
         print("whether these weights were trained on test subjects is not checked")
     untrained = encoding.random_encoder(trained.config, args.seed, trained.spec)
@@ -66,6 +132,7 @@ def run(args) -> None:
     if args.output:
         write_json(results, args.output)
         print(f"wrote {args.output}")
+    return 0
 
 
 def table(judged: list[dict]) -> str:

@@ -57,6 +57,7 @@ def run(args) -> int:
         jax.distributed.initialize()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in `csfm train`
     from csfm_jax import encoding
+    from csfm_jax.evaluation import leakage
     from csfm_jax.tasks.resolve import resolve
     from csfm_jax.training import initial
     from csfm_jax.training.loop import train
@@ -67,7 +68,10 @@ def run(args) -> int:
     stores = open_stores(args.store, "size")  # the loop opens them again, and verifies them as the config says
     resolved = resolve(config, stores)
     if about is not None:
-        _check_unseen(stores, about.provenance, args)
+        leakage.check(stores, about.provenance, args.unchecked_subjects, args.checkpoint)
+        seen, everyone = leakage.seen_validation(stores, about.provenance)
+        if seen:
+            print(f"{seen} of the {everyone} validation subjects were pretrained on: their figures flatter", flush=True)
     config = resolved.adapted(with_rows(config, stores))
     if jax.process_index() == 0:
         _print_task(config, resolved)
@@ -137,21 +141,6 @@ def with_rows(config: Config, stores) -> Config:
         longest = windows.epoch_windows(stores, read_tokens(config), any_length, "train", 0).tokens.max()
         data = dataclasses.replace(data, row_tokens=-(-int(longest) // 128) * 128)
     return dataclasses.replace(config, data=dataclasses.replace(data, row_visible=data.row_tokens))
-
-
-def _check_unseen(stores, provenance: dict, args) -> None:
-    """Test subjects of the task must not be among those of the pretraining; the same check as `csfm evaluate`'s."""
-    from csfm_jax.evaluation import protocol
-    from csfm_jax.training import record
-
-    before = record.trained_on(provenance)
-    everyone = protocol.Recordings.whole(stores)
-    protocol.check_unseen(everyone, before.subjects, args.checkpoint)
-    validation = set(everyone.subject[everyone.split == 1].tolist())
-    if seen := len(validation & before.subjects):
-        print(f"{seen} of the {len(validation)} validation subjects were pretrained on: their figures flatter")
-    others = before.incomparable(stores) if "path" in provenance else []
-    protocol.check_comparable(others, before.complete, args.unchecked_subjects, args.checkpoint)
 
 
 def _print_task(config: Config, resolved) -> None:

@@ -1,9 +1,9 @@
 """Predictions of a fine-tuned checkpoint for the recordings of a split, crops averaged, to Parquet or NumPy.
 
-OUTPUT.parquet has a row a recording: store, recording (its study's hash), windows, prediction/LABEL and label/LABEL;
-OUTPUT.npz has the same as arrays. Probabilities, values in the label's own unit, or log-hazards. After `csfm calibrate`
-probabilities are calibrated ones; uncalibrated/LABEL is then what the network said, and decision/LABEL whether the
-label is called.
+OUTPUT.parquet has a row a recording: store, recording (its study's hash), subject (hashed), windows, prediction/LABEL
+and label/LABEL; OUTPUT.npz has the same as arrays. Probabilities, values in the label's own unit, or log-hazards. After
+`csfm calibrate` probabilities are calibrated ones; uncalibrated/LABEL is then what the network said, and decision/LABEL
+whether the label is called.
 """
 
 from pathlib import Path
@@ -24,9 +24,8 @@ def arguments(parser) -> None:
 
 
 def run(args) -> None:
-    from csfm_jax.evaluation import calibrated, protocol
+    from csfm_jax.evaluation import calibrated, leakage
     from csfm_jax.evaluation.fine_tuned import FineTuned, write
-    from csfm_jax.training import record
     from data_pipelines.store import open_stores
 
     if args.output.suffix not in (".parquet", ".npz"):
@@ -34,10 +33,7 @@ def run(args) -> None:
     model = FineTuned.load(args.checkpoint)
     stores = open_stores(args.store, args.verify)
     if args.split == "test":
-        before = record.trained_on(model.provenance)
-        protocol.check_unseen(protocol.Recordings.whole(stores), before.subjects, args.checkpoint)
-        others = before.incomparable(stores)
-        protocol.check_comparable(others, before.complete, args.unchecked_subjects, args.checkpoint)
+        leakage.check(stores, model.provenance, args.unchecked_subjects, args.checkpoint)
     found = model.predict(stores, args.split)
     write(found, model, stores, args.output)
     print(f"{len(found.values)} recordings, {int(found.windows.sum())} windows")

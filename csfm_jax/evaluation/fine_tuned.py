@@ -1,7 +1,5 @@
 """A fine-tuned checkpoint in use: predictions for the recordings of stores, and a file of them."""
 
-import json
-import os
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -15,7 +13,7 @@ from flax import nnx
 from csfm_jax import encoding, tasks
 from csfm_jax.config import Config
 from csfm_jax.embedding import given_channels
-from csfm_jax.evaluation import calibrated
+from csfm_jax.evaluation import calibrated, prediction_files
 from csfm_jax.evaluation.calibrated import Calibrated
 from csfm_jax.evaluation.predictions import Predictions, Split
 from csfm_jax.models import lora
@@ -28,6 +26,11 @@ from data_pipelines.loader import pack_windows
 from data_pipelines.signals import modality_of
 from data_pipelines.store import Store, check_spec
 from data_pipelines.windows import GRID
+
+
+@partial(jax.jit, static_argnums=0)  # compiled once a network, however many splits and sensor subsets it reads
+def _apply(graphdef, state, batch):
+    return nnx.merge(graphdef, state).predict(batch)
 
 
 class FineTuned(NamedTuple):
@@ -80,10 +83,9 @@ class FineTuned(NamedTuple):
         for store in stores:
             check_spec(store.spec, self.spec, str(store.path))
         graphdef, state = nnx.split(self.objective)
-        apply = jax.jit(lambda state, batch: nnx.merge(graphdef, state).predict(batch))
         with tempfile.TemporaryDirectory(prefix="csfm-plans-") as plans:
             read = Split(self.config, stores, split, Path(plans))
-            found = [(np.asarray(apply(state, b)), b.labels, b.window) for b in read.batches()]
+            found = [(np.asarray(_apply(graphdef, state, b)), b.labels, b.window) for b in read.batches()]
         return read.averaged(found)
 
     def tell(self, signal, rate=None, channels=None, unit="mV", mains: float | None = None) -> "Told":
@@ -98,7 +100,7 @@ class FineTuned(NamedTuple):
         made = preprocess.prepare(given, spec=self.spec, mains=mains)
         tokens = read_tokens(self.config)
         reader = encoding.LoadedEncoder(replace(self.config, tokens=tokens), self.objective.encoder, self.spec)
-        starts, length = _starts(self.config.data.window, made.seconds, self.task.crops)
+        starts, length = _starts(window := self.config.data.window, made.seconds, self.task.windows(window.seconds))
         windows = [reader.window_at(made, start, length).channels for start in starts]
         longest = 1 + max(sum(len(x) // tokens.patch[modality_of(c).name] for c, x in w) for w in windows)
         # to the next 64, so that recordings of one kind share a compiled program
@@ -160,40 +162,16 @@ def _starts(window: WindowConfig, seconds: float, crops: int) -> tuple[list[floa
 
 def write(found: Predictions, model: FineTuned, stores: list[Store], target: Path) -> None:
     """Writes predictions whole or not at all, as Parquet or (.npz) NumPy arrays; see `commands.predict`."""
-    names = np.array([store.name for store in stores])[found.store]
-    studies = [stores[s].index.study[r].decode() for s, r in zip(found.store, found.recording)]
-    columns = {"store": names, "recording": np.array(studies), "windows": found.windows}
-    columns |= _predicted(found, model)
-    columns |= {f"label/{name}": found.labels[:, i] for i, name in enumerate(model.config.adaptation.labels)}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            if target.suffix == ".npz":
-                np.savez(file, **columns)
-            else:
-                import pyarrow as pa
-                import pyarrow.parquet as pq
-
-                told = {"task": model.task.name, "preprocessing": str(model.spec), **_plain(model)}
-                table = pa.table(columns).replace_schema_metadata({"csfm": json.dumps(told)})
-                pq.write_table(table, file)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _predicted(found: Predictions, model: FineTuned) -> dict[str, np.ndarray]:
-    """Columns of what the model says: of a calibrated one also what its network said, and decisions."""
-    given = found.values
-    if model.calibrated is None:
-        return {f"prediction/{name}": given[:, i] for i, name in enumerate(model.outputs)}
-    values = model.calibrated.probabilities(given)
-    columns = {f"prediction/{name}": values[:, i].astype(np.float32) for i, name in enumerate(model.outputs)}
-    columns |= {f"uncalibrated/{name}": given[:, i] for i, name in enumerate(model.outputs)}
-    called = model.calibrated.decisions(values)
-    known = [i for i in range(len(model.outputs)) if not np.isnan(called[:, i]).any()]
-    return columns | {f"decision/{model.outputs[i]}": called[:, i] > 0.5 for i in known}
+    told = {"task": model.task.name, "preprocessing": str(model.spec), **_plain(model)}
+    labels, more = model.config.adaptation.labels, {}
+    if (ours := model.calibrated) is not None:
+        values = ours.probabilities(found.values)
+        more = {f"uncalibrated/{name}": found.values[:, i] for i, name in enumerate(model.outputs)}
+        called = ours.decisions(values)
+        known = [i for i in range(len(model.outputs)) if not np.isnan(called[:, i]).any()]
+        more |= {f"decision/{model.outputs[i]}": called[:, i] > 0.5 for i in known}
+        found = found._replace(values=values.astype(np.float32))
+    prediction_files.write(found, model.outputs, labels, told, stores, target, more)
 
 
 def _plain(model: FineTuned) -> dict:

@@ -1,55 +1,19 @@
 """The report: one self-contained HTML page of a store or several, to be looked at before training."""
 
-import base64
-import html
-import io
-
 import numpy as np
 
-from csfm_jax import drawing
-from csfm_jax.reporting import charts
+from csfm_jax.reporting import charts, markup
 from csfm_jax.reporting.facts import Drawn, Facts
-from data_pipelines.preprocess import INVALID
-from data_pipelines.signals import CHANNELS, MODALITIES, modality_of
+from data_pipelines.signals import MODALITIES, modality_of
 
-_PICTURE_DPI = 96
-_MOST_ROWS = 12  # leads on a drawn page
 _MOST_LABELS = 40
-_STYLE = """
-:root { color-scheme: light }
-body { font: 15px/1.5 system-ui, sans-serif; color: #2d2a2b; background: #fbfaf9; margin: 0 auto; max-width: 1080px;
-       padding: 2rem 1.5rem 5rem }
-h1 { font-size: 1.7rem; margin: 0 0 .2rem } h2 { font-size: 1.3rem; margin: 3rem 0 .3rem; border-top: 2px solid #2d2a2b;
-     padding-top: .7rem } h3 { font-size: 1rem; margin: 1.6rem 0 .3rem } p, li { max-width: 72ch }
-.soft { color: #6f6a6b } .grid { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: flex-start }
-table { border-collapse: collapse; font-size: .88rem; margin: .3rem 0 } th { text-align: left; font-weight: 600 }
-td, th { padding: .15rem .9rem .15rem 0; border-bottom: 1px solid #e6e1df; vertical-align: top }
-td.n { text-align: right; font-variant-numeric: tabular-nums } svg { max-width: 100%; height: auto }
-figure { margin: .6rem 0 } figcaption { font-size: .85rem; color: #6f6a6b }
-img { max-width: 100%; border: 1px solid #eadfdb }
-"""
 
 
 def render(everything: list[Facts]) -> str:
     """The page's HTML; no report's text, no id and nothing from outside the page is in it."""
     body = [_summary(everything), *(_section(facts) for facts in everything)]
     title = ", ".join(facts.store.name for facts in everything)
-    head = f'<meta charset="utf-8"><title>{_text(title)}: data report</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
-
-
-def _text(value) -> str:
-    return html.escape(str(value))
-
-
-def _table(header: list[str], rows: list[list]) -> str:
-    def cell(value):
-        number = isinstance(value, int | float | np.number)
-        shown = f"{value:,}" if isinstance(value, int | np.integer) else f"{value:,.3g}" if number else _text(value)
-        return f'<td class="n">{shown}</td>' if number else f"<td>{shown}</td>"
-
-    top = "".join(f"<th>{_text(name)}</th>" for name in header)
-    return f"<table><tr>{top}</tr>" + "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows) + "</table>"
+    return markup.document(f"{title}: data report", body)
 
 
 def _summary(everything: list[Facts]) -> str:
@@ -65,14 +29,14 @@ def _summary(everything: list[Facts]) -> str:
     total = {name: sum(facts.hours.get(name, 0.0) for facts in everything) for name in modalities}
     return (
         "<h1>What there is to train on</h1>"
-        f'<p class="soft">Prepared by {_text(everything[0].store.spec)}. Recordings by split; hours by modality, a '
-        "recording counting once for each that it holds.</p>"
-        f"{_table(header, rows)}{charts.bars(total, charts.HUES, ' h')}"
+        f'<p class="soft">Prepared by {markup.text(everything[0].store.spec)}. Recordings by split; hours by modality, '
+        "a recording counting once for each that it holds.</p>"
+        f"{markup.table(header, rows)}{charts.bars(total, charts.HUES, ' h')}"
     )
 
 
 def _section(facts: Facts) -> str:
-    parts = [f"<h2>{_text(facts.store.name)}</h2>", _described(facts)]
+    parts = [f"<h2>{markup.text(facts.store.name)}</h2>", _described(facts)]
     parts.append(f'<div class="grid"><div><h3>Length of recordings</h3>{_durations(facts)}</div>')
     parts.append(f"<div><h3>Rates as recorded</h3>{_rates(facts)}</div></div>")
     parts.append(f'<div class="grid"><div><h3>Missing</h3>{_missing(facts)}</div>')
@@ -96,7 +60,7 @@ def _described(facts: Facts) -> str:
         f"{derived:,} have leads that were computed from others." if derived else "",
         " ".join(filter(None, (manifest.get("licence", ""), manifest.get("citation", "")))),
     ]
-    return "".join(f"<p>{_text(line)}</p>" for line in lines if line)
+    return "".join(f"<p>{markup.text(line)}</p>" for line in lines if line)
 
 
 def _durations(facts: Facts) -> str:
@@ -111,7 +75,7 @@ def _rates(facts: Facts) -> str:
         for modality, rates in facts.rates.items()
         for rate, n in sorted(rates.items(), key=lambda item: float(item[0]))
     ]
-    return _table(["modality", "recorded at", "channels", "stored at"], rows) if rows else "<p>Not told.</p>"
+    return markup.table(["modality", "recorded at", "channels", "stored at"], rows) if rows else "<p>Not told.</p>"
 
 
 def _hues(names) -> dict[str, str]:
@@ -148,7 +112,7 @@ def _quality(facts: Facts) -> str:
     note = (
         "Per channel and ten seconds; 1 is a good signal. Powerline and baseline are shares of power before filtering."
     )
-    return f'<p class="soft">{note}</p><div class="grid">{figures}</div>{_table(["modality", *names], rows)}'
+    return f'<p class="soft">{note}</p><div class="grid">{figures}</div>{markup.table(["modality", *names], rows)}'
 
 
 def _names(facts: Facts) -> str:
@@ -156,7 +120,7 @@ def _names(facts: Facts) -> str:
     for row in facts.names:
         out = "; ".join(f"{reason} ({n})" for reason, n in sorted(row["left_out"].items()))
         rows.append([row["name"] or "(none)", row["as"] or "not known", int(row["kept"]), out])
-    return _table(["recorded as", "taken for", "kept", "left out"], rows) if rows else "<p>Not told.</p>"
+    return markup.table(["recorded as", "taken for", "kept", "left out"], rows) if rows else "<p>Not told.</p>"
 
 
 def _labels(facts: Facts) -> str:
@@ -170,7 +134,7 @@ def _labels(facts: Facts) -> str:
         parts.append(f'<p class="soft">{len(common)} classes, of which {never} have no positive recording.</p>')
     rows = [[name, low, middle, high, int(n)] for name, (low, middle, high, n) in facts.continuous.items()]
     if rows:
-        parts.append(_table(["label", "5th percentile", "median", "95th", "labelled"], rows[:_MOST_LABELS]))
+        parts.append(markup.table(["label", "5th percentile", "median", "95th", "labelled"], rows[:_MOST_LABELS]))
     return "".join(parts)
 
 
@@ -178,33 +142,17 @@ def _reports(facts: Facts) -> str:
     if not facts.reports:
         return "<p>None kept.</p>"
     languages = ", ".join(f"{name} {share:.0%}" for name, share in facts.languages.items())
-    told = f"<p>{facts.reports:,} reports; language, by common words: {_text(languages)}.</p>"
+    told = f"<p>{facts.reports:,} reports; language, by common words: {markup.text(languages)}.</p>"
     return told + charts.histogram(facts.words, "words a report", span=(0, float(facts.words.max()) + 1))
 
 
 def _drawn(facts: Facts, windows: list[Drawn]) -> str:
     figures = []
     for window in windows:
-        picture = _picture(facts.store, window)
+        picture = markup.picture(facts.store, window.recording, window.start)
         if picture:
             caption = "" if window.quality is None else f"quality {window.quality:.2f}; "
             caption += "as stored: filtered, at the stored rate"
             image = f'<img alt="a recording on ECG paper" src="{picture}">'
             figures.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     return "".join(figures) or "<p>No window with a signal.</p>"
-
-
-def _picture(store, window: Drawn) -> str | None:
-    """A window on ECG paper as a data URI; None where nothing in it is valid."""
-    seconds = min(10.0, float(store.index.milliseconds[window.recording]) / 1000 - window.start)
-    traces = []
-    for channel, counts in store.read_window(window.recording, window.start, seconds)[:_MOST_ROWS]:
-        modality = modality_of(channel)
-        samples = np.where(counts == INVALID, np.nan, counts * modality.step)
-        if np.isfinite(samples).any():
-            traces.append(drawing.Trace(CHANNELS[channel].name, modality.unit, modality.rate, samples))
-    if not traces:
-        return None
-    stream = io.BytesIO()
-    drawing.draw(traces, seconds).savefig(stream, dpi=_PICTURE_DPI, format="png")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,5 +1,6 @@
 """Task: what is to be told from which sensors, before any store or model is known."""
 
+import math
 from dataclasses import dataclass
 
 # kind -> losses that fit it, the usual one first
@@ -48,6 +49,11 @@ class Task:
     def metrics(self) -> tuple[str, ...]:
         """Figures that the task is judged by, the first one first."""
         return METRICS[self.kind]
+
+    def windows(self, seconds: float) -> int:
+        """Windows of so many seconds whose predictions are averaged, at most: a model of shorter windows is judged on
+        the same stretch as others."""
+        return max(1, math.ceil(self.crops * self.seconds / seconds - 1e-6))
 
     def outputs(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """Names of what a model predicts: the labels, or of "survival" the event's log-hazard alone."""

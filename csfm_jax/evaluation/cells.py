@@ -1,0 +1,272 @@
+"""One cell of a study, a model on a task: taught where it is to be, then its predictions, each file once."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from csfm_jax import encoding
+from csfm_jax.commands import finetune
+from csfm_jax.config import Config
+from csfm_jax.evaluation import features, leakage, prediction_files, sensors, tabular
+from csfm_jax.evaluation.fine_tuned import FineTuned
+from csfm_jax.evaluation.predictions import Predictions
+from csfm_jax.evaluation.sensors import ALL, Sensors
+from csfm_jax.evaluation.study_models import FINE_TUNED, TREES, Model
+from csfm_jax.tasks.resolve import Resolved, read_tokens, resolve
+from csfm_jax.tasks.task import Task
+from data_pipelines.config import WindowConfig
+from data_pipelines.errors import BadInput
+from data_pipelines.store import Store
+from data_pipelines.windows import used_channels
+
+TRAINED, REFITTED = "trained", "refitted"  # how a subset of the sensors is read: weights as they are, or fitted again
+SPLITS = ("validation", "test")
+_MEASURED_SECONDS = 300.0  # of a recording, by trees, where the task sets no end
+
+
+class Stopped(Exception):
+    """A signal ended a fine-tuning; the same command goes on with it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells of a study share.
+
+    Attributes:
+        where: of the stores, as given; stores: opened. overrides: of the fine-tunings. seed: of random networks, trees
+            and subsets. unchecked: whether test subjects need not be comparable with those of the pretraining.
+        halvings: of the train patients, for label efficiency; 0 = none. workers: processes that measure for trees.
+    """
+
+    where: str
+    stores: list[Store]
+    overrides: list[str]
+    seed: int
+    unchecked: bool
+    halvings: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Attributes: task, model: what is judged. resolved: the task's labels in the stores. subsets: of sensors, "all"
+    first. folder: its own."""
+
+    settings: Settings
+    task: Task
+    model: Model
+    resolved: Resolved
+    subsets: list[Sensors]
+    folder: Path
+
+    def file(self, subset: Sensors, reading: str, split: str, halvings: int = 0) -> Path:
+        """Where predictions lie; halvings: of the train patients that the model was fitted on."""
+        of = f".half-{halvings}" if halvings else ""
+        return self.folder / "predictions" / f"{subset.file}.{reading}{of}.{split}.parquet"
+
+    def config(self) -> Config:
+        """Of its `csfm finetune`, or of the windows that frozen encoders read, but for what stores decide."""
+        words = self.model.fine_tuning(self.settings.overrides) if self.model.kind in FINE_TUNED else []
+        scratch = self.model.kind == "scratch"
+        return finetune.recipe(self.model.config, self.task, self.settings.where, words, scratch)
+
+    def missing(self, subset: Sensors) -> str | None:
+        """Why the model cannot read these sensors in these stores; None where it can."""
+        channels = subset.channels
+        if self.model.config is not None:
+            tokens = self.model.config.tokens if self.model.kind == "given" else read_tokens(self.config())
+            channels = channels & set(np.flatnonzero(used_channels(tokens)).tolist())
+        for number, split in enumerate(("train", *SPLITS)):
+            if not any(_holds(store, channels)[store.index.split == number].any() for store in self.settings.stores):
+                return f"no {split} recording with sensors that the model reads"
+        return None
+
+    @property
+    def status(self) -> dict:
+        """What was written of it: {"failed": reason or None, "left_out": {sensors: reason}, ...}; {} before."""
+        path = self.folder / "cell.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _holds(store: Store, channels) -> np.ndarray:
+    sets = [not channels.isdisjoint(one) for one in store.index.channel_sets]
+    return np.array(sets, bool)[store.index.channel_set]
+
+
+def run(cell: Cell) -> None:
+    """Makes what is missing of a cell's predictions, and writes down how that went.
+
+    Raises:
+        BadInput: predictions of other weights than the model's are there. Stopped: see there.
+    """
+    identity, before = cell.model.identity, cell.status
+    if before and before["weights"] != identity:
+        found = f"predictions of other weights of {cell.model.word} (step {before['weights'].get('step')})"
+        expected = f"those of step {identity.get('step')}"
+        raise BadInput(str(cell.folder), found, expected, "remove the folder, or choose another --workdir")
+    left_out = {s.word: why for s in cell.subsets if (why := cell.missing(s))}
+    there = [s for s in cell.subsets if s.word not in left_out]
+    began, told = time.time(), {"weights": identity, "left_out": left_out}
+    if ALL in left_out:
+        note(cell, told | {"failed": left_out[ALL]})
+        return
+    if before and before["failed"] is None and not _wanted(cell, there):
+        return
+    try:
+        if cell.model.provenance:
+            leakage.check(cell.settings.stores, cell.model.provenance, cell.settings.unchecked, cell.model.word)
+        make = _table_files if cell.model.kind in ("linear", "random", TREES) else _network_files
+        make(cell, there)
+        note(cell, told | {"failed": None, "seconds": round(time.time() - began, 1)})
+    except BadInput as error:
+        note(cell, told | {"failed": str(error)})
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        # its text may name anything; the place in the code goes to the terminal, and the others go on
+        sys.excepthook(*sys.exc_info())
+        note(cell, told | {"failed": f"{type(error).__name__}, see the output of the command"})
+
+
+def note(cell: Cell, values: dict) -> None:
+    """Writes cell.json, whole or not at all."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    partial = cell.folder / ".cell.json.partial"
+    partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, cell.folder / "cell.json")
+
+
+def _wanted(cell: Cell, subsets: list[Sensors]) -> list[Path]:
+    """The files that are not there yet."""
+    tabular_kind = cell.model.kind in ("linear", "random", TREES)
+    files = [cell.file(s, TRAINED, split) for s in subsets for split in SPLITS]
+    if tabular_kind:
+        files += [cell.file(s, REFITTED, split) for s in subsets if s.word != ALL for split in SPLITS]
+        files += [cell.file(subsets[0], TRAINED, "test", k) for k in range(1, cell.settings.halvings + 1)]
+    return [file for file in files if not file.exists()]
+
+
+def _write(cell: Cell, found: Predictions, target: Path, labels: tuple[str, ...], **more) -> None:
+    told = {"task": cell.task.name, "model": cell.model.word, **cell.model.identity, **more}
+    prediction_files.write(found, cell.task.outputs(labels), labels, told, cell.settings.stores, target)
+
+
+def _network_files(cell: Cell, subsets: list[Sensors]) -> None:
+    """Predictions of a fine-tuned network, the same weights for every subset of sensors."""
+    model = FineTuned.load(_taught(cell))
+    for subset in subsets:
+        stores = sensors.seen(cell.settings.stores, subset)
+        for split in SPLITS:
+            target = cell.file(subset, TRAINED, split)
+            if not target.exists():
+                _write(cell, model.predict(stores, split), target, model.config.adaptation.labels)
+
+
+def _taught(cell: Cell) -> Path | str:
+    """Where the fine-tuned network lies, once `csfm finetune` is through with it."""
+    if cell.model.kind == "given":
+        return cell.model.source
+    config, workdir = cell.config(), cell.folder / "fine_tuning"
+    resolved = resolve(config, cell.settings.stores)
+    config = resolved.adapted(finetune.with_rows(config, cell.settings.stores))
+    from csfm_jax.training.loop import train
+
+    init, command = cell.model.init, shlex.join(["csfm", *sys.argv[1:]])
+    last = train(config, workdir, init=init, command=command)
+    jax.clear_caches()  # of many networks one after another
+    if last < config.training.steps:
+        raise Stopped
+    return workdir
+
+
+def _table_files(cell: Cell, subsets: list[Sensors]) -> None:
+    """Predictions of probes or trees: read as fitted on all sensors, fitted again, and fitted on fewer patients."""
+    if not _wanted(cell, subsets):
+        return
+    fit = tabular.boosted(cell.task, cell.settings.seed) if cell.model.kind == TREES else tabular.linear(cell.task)
+    stores = cell.settings.stores
+    known = [tabular.Known.of(t, stores, cell.resolved.labels) for t in _tables(cell, subsets)]
+    whole = known[0]
+    if not all(len(one.labelled(0)) for one in known):
+        expected = "some, with every subset of the sensors"
+        raise BadInput(f"task {cell.task.name}", "no labelled train recording", expected, "use fewer --sensors")
+    fractions = tabular.train_subsets(whole, cell.task, cell.settings.halvings, cell.settings.seed)
+
+    def write(pair, subset, reading, k=0):
+        for split, found in zip(SPLITS, pair):
+            if not k or split == "test":
+                target = cell.file(subset, reading, split, k)
+                _write(cell, found, target, cell.resolved.labels, train_patients=fractions[k][0].patients)
+
+    for subset, pair in zip(subsets, tabular.fitted(fit, whole, known)):
+        write(pair, subset, TRAINED)
+    for subset, one in zip(subsets[1:], known[1:]):
+        write(tabular.fitted(fit, one, [one])[0], subset, REFITTED)
+    for k, (_, rows) in enumerate(fractions[1:], 1):
+        write(tabular.fitted(fit, whole, [whole], rows)[0], subsets[0], TRAINED, k)
+
+
+def _tables(cell: Cell, subsets: list[Sensors]) -> Iterator[tabular.Table]:
+    """The features of every subset of the sensors, in order; made once for all tasks that read the same windows."""
+    encoder = None
+    for subset in subsets:
+        target = _features_file(cell, subset)
+        if not target.exists():
+            if cell.model.kind == TREES:
+                _keep(_classical(cell, subset), target)
+            else:
+                encoder = encoder or network(cell)
+                stores = sensors.seen(cell.settings.stores, subset)
+                found = features.recording_features(encoder, stores, window(cell))
+                _keep(tabular.Table(found.store, found.recording, found.windows, found.pooled), target)
+        with np.load(target) as kept:
+            yield tabular.Table(*(kept[name] for name in tabular.Table._fields))
+
+
+def _features_file(cell: Cell, subset: Sensors) -> Path:
+    task = cell.task
+    read = [task.begin, task.end] if cell.model.kind == TREES else dataclasses.asdict(window(cell))
+    decides = [cell.model.identity, sorted(subset.channels), read]
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return cell.folder.parents[2] / "features" / cell.model.folder / f"{subset.file}-{digest}.npz"
+
+
+def _keep(table: tabular.Table, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    with open(partial, "wb") as file:
+        np.savez(file, **table._asdict())
+    os.replace(partial, target)
+
+
+def window(cell: Cell) -> WindowConfig:
+    """The windows of a recording that the task reads, at most its crops."""
+    window = cell.config().data.window
+    return dataclasses.replace(window, most_per_recording=cell.task.windows(window.seconds))
+
+
+def network(cell: Cell) -> encoding.LoadedEncoder:
+    """The encoder of a complete cell, or of one that is frozen."""
+    if cell.model.kind == "random":
+        spec = cell.settings.stores[0].spec
+        return encoding.random_encoder(cell.model.config, cell.settings.seed, spec)
+    return encoding.load(cell.folder / "fine_tuning" if cell.model.kind in FINE_TUNED else cell.model.source)
+
+
+def _classical(cell: Cell, subset: Sensors) -> tabular.Table:
+    from csfm_jax.baselines.feature_table import feature_table
+
+    stores, task = sensors.seen(cell.settings.stores, subset), cell.task
+    seconds = task.end - task.begin if task.end else _MEASURED_SECONDS
+    found = feature_table(stores, cell.settings.workers, seconds, task.begin)
+    held = [_holds(store, subset.channels) for store in cell.settings.stores]
+    rows = np.flatnonzero(np.concatenate(held))
+    return tabular.Table(found.store[rows], found.recording[rows], np.ones(len(rows), np.int64), found.values[rows])

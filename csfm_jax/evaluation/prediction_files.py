@@ -1,0 +1,104 @@
+"""Files of predictions: a row a recording, written whole or not at all, and read back for figures."""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from csfm_jax.evaluation.predictions import Predictions
+from data_pipelines.errors import BadInput
+from data_pipelines.store import Store
+
+
+class Read(NamedTuple):
+    """A file of predictions.
+
+    Attributes:
+        outputs: names of the predictions' columns; labels_of: of the labels'.
+        told: what was kept with the table.
+        key: [n] str, store and hashed study: the same recording has the same key in every file.
+        subject: [n] str, hashed. windows: [n] int. values: [n, outputs]. labels: [n, K], NaN = not labelled.
+    """
+
+    outputs: tuple[str, ...]
+    labels_of: tuple[str, ...]
+    told: dict
+    key: np.ndarray
+    subject: np.ndarray
+    windows: np.ndarray
+    values: np.ndarray
+    labels: np.ndarray
+
+    def rows(self, chosen: np.ndarray) -> "Read":
+        """Some rows, by number or by flag."""
+        return self._replace(**{name: getattr(self, name)[chosen] for name in self._fields[3:]})
+
+
+def write(
+    found: Predictions,
+    outputs: tuple[str, ...],
+    labels: tuple[str, ...],
+    told: dict,
+    stores: list[Store],
+    target: Path,
+    more: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Writes predictions as Parquet or (.npz) NumPy arrays.
+
+    Args:
+        found: of the stores. outputs, labels: names of the columns of its values and labels. told: plain values, kept
+            with the table. target: the file; its name decides the format. more: further columns.
+    """
+    names = np.array([store.name for store in stores])[found.store]
+    subjects, studies = (
+        [getattr(stores[s].index, name)[r].decode() for s, r in zip(found.store, found.recording)]
+        for name in ("subject", "study")
+    )
+    columns = {"store": names, "recording": np.array(studies), "subject": np.array(subjects), "windows": found.windows}
+    columns |= {f"prediction/{name}": found.values[:, i] for i, name in enumerate(outputs)}
+    columns |= more or {}
+    columns |= {f"label/{name}": found.labels[:, i] for i, name in enumerate(labels)}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            if target.suffix == ".npz":
+                np.savez(file, **columns)
+            else:
+                import pyarrow as pa
+                import pyarrow.parquet as pq
+
+                table = pa.table(columns).replace_schema_metadata({"csfm": json.dumps(told)})
+                pq.write_table(table, file)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Read:
+    """Reads a Parquet file of `write`.
+
+    Raises:
+        BadInput: not a file of predictions.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        stores, studies, subjects = (table[name].to_pylist() for name in ("store", "recording", "subject"))
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise BadInput(str(path), type(error).__name__, "predictions of csfm", "remove it, to have it made") from None
+    outputs, labels = (
+        tuple(name.removeprefix(head) for name in table.column_names if name.startswith(head))
+        for head in ("prediction/", "label/")
+    )
+    columns = [
+        np.stack([table[f"{head}{name}"].to_numpy() for name in names], axis=1).astype(np.float64)
+        for head, names in (("prediction/", outputs), ("label/", labels))
+    ]
+    key = np.array([f"{store}/{study}" for store, study in zip(stores, studies)])
+    told = json.loads((table.schema.metadata or {}).get(b"csfm", b"{}"))
+    return Read(outputs, labels, told, key, np.array(subjects), table["windows"].to_numpy(), *columns)

@@ -1,0 +1,178 @@
+"""A study: models x tasks x subsets of sensors. All that can be refused is refused before anything is trained."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from csfm_jax import tasks
+from csfm_jax.config import Config
+from csfm_jax.evaluation import cells, layers, sensors, study_models
+from csfm_jax.evaluation.cells import Cell, Settings
+from csfm_jax.evaluation.sensors import ALL, Sensors
+from csfm_jax.evaluation.study_models import FINE_TUNED, Model
+from csfm_jax.tasks.config import AdaptationConfig
+from csfm_jax.tasks.resolve import Resolved, resolve
+from csfm_jax.tasks.task import Task
+from data_pipelines.config import TokenConfig
+from data_pipelines.errors import BadInput
+
+
+@dataclass(frozen=True)
+class TaskSetup:
+    """A task in the study's stores.
+
+    Attributes:
+        task, resolved: and its labels there. subsets: of sensors, "all" first. absent: those that no recording has.
+    """
+
+    task: Task
+    resolved: Resolved
+    subsets: list[Sensors]
+    absent: list[str]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Models x tasks.
+
+    Attributes:
+        settings: of all. tasks, models: in the order in which they were named. cells: of every task in turn.
+        pair: words of two models whose layers are compared, or None. folder: the study's own.
+    """
+
+    settings: Settings
+    tasks: list[TaskSetup]
+    models: list[Model]
+    cells: list[Cell]
+    pair: tuple[str, str] | None
+    folder: Path
+
+    def of(self, task: str) -> list[Cell]:
+        """A task's cells, in the order of the models."""
+        return [cell for cell in self.cells if cell.task.name == task]
+
+    @property
+    def failures(self) -> dict[tuple[str, str], str]:
+        """(task, model) -> reason."""
+        found = {(c.task.name, c.model.word): c.status.get("failed", "not run") for c in self.cells}
+        return {name: why for name, why in found.items() if why is not None}
+
+
+def plan(
+    settings: Settings, task_words: str, model_words: str, sensor_words: str, pair_words: str | None, folder: Path
+) -> Study:
+    """The cells of a study; nothing is trained or predicted.
+
+    Args:
+        task_words, model_words, sensor_words: as on the command line, separated by commas.
+        pair_words: two of the models, or None. folder: the study's own.
+
+    Raises:
+        BadInput: what cannot be: an unknown task, model or sensor; a task whose sensors or labels the stores lack; a
+            patient in two splits; a checkpoint of another preprocessing; a study with other settings in the folder.
+    """
+    named = [word.strip() for word in task_words.split(",") if word.strip()]
+    if not named or len(set(named)) < len(named):
+        found = "a task given twice" if named else "none"
+        raise BadInput("--tasks", found, "one task or more, each once", "correct the list")
+    found = [tasks.get(name) for name in named]
+    models = study_models.parse(model_words, settings.stores, settings.overrides)
+    setups = [_setup(task, settings, sensor_words) for task in found]
+    _check_sensors(sensor_words, setups)
+    made = [
+        Cell(settings, s.task, model, s.resolved, s.subsets, folder / "cells" / s.task.name / model.folder)
+        for s in setups
+        for model in models
+        if model.kind != "given" or model.config.adaptation.task == s.task.name
+    ]
+    for model in models:
+        mine = [cell for cell in made if cell.model is model]
+        if not mine:
+            taught = model.config.adaptation.task
+            raise BadInput(f"--models={model.word}", f"a model of the task {taught}", "one of --tasks", "add the task")
+        for cell in mine if model.kind in FINE_TUNED else ():
+            cell.config()  # an override that no config has
+    pair = _pair(models, pair_words)
+    _check_same(settings, folder)
+    return Study(settings, setups, models, made, pair, folder)
+
+
+def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:
+    reads_all = Config(tokens=TokenConfig(modalities=task.sensors), adaptation=AdaptationConfig(task=task.name))
+    resolved = resolve(reads_all, settings.stores)
+    for split in ("validation", "test"):
+        if not resolved.recordings[split]:
+            found, expected = f"no {split} recording with its labels", "train, validation and test subjects"
+            raise BadInput(f"task {task.name}", found, expected, "use stores whose splits hold all three")
+    subsets = sensors.parse(sensor_words, task)
+    there = [s for s in subsets if s.word == ALL or sensors.present(settings.stores, s)]
+    return TaskSetup(task, resolved, there, [s.word for s in subsets if s not in there])
+
+
+def _check_sensors(words: str, setups: list[TaskSetup]) -> None:
+    nowhere = set.intersection(*(set(setup.absent) for setup in setups))
+    if nowhere:
+        found, expected = "sensors that no recording of any task has", "some that one has"
+        raise BadInput(f"--sensors={min(nowhere)}", found, expected, "leave it out, or name other stores or tasks")
+
+
+def _pair(models: list[Model], words: str | None) -> tuple[str, str] | None:
+    if words is None:
+        return None
+    named = tuple(word.strip() for word in words.split(","))
+    layered = [m.word for m in models if m.config is not None and m.config.backbone.name == "transformer"]
+    if len(named) != 2 or not set(named) <= set(layered):
+        expected = "two of --models that are transformers: " + (", ".join(layered) or "there is none")
+        raise BadInput(f"--similarity={words}", "something else", expected, "correct it")
+    return named
+
+
+def _check_same(settings: Settings, folder: Path) -> None:
+    """A study goes on with the settings that it began with; models, tasks and sensors may be added."""
+    told = {
+        "stores": {store.name: store.digest for store in settings.stores},
+        "overrides": sorted(settings.overrides),
+        "seed": settings.seed,
+    }
+    path = folder / "study.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        if differing := [name for name in told if before.get(name) != told[name]]:
+            found = f"a study with other {' and '.join(differing)}"
+            raise BadInput(str(folder), found, "those it began with", "choose another --workdir for another study")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".study.json.partial"
+    partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def run(study: Study) -> None:
+    """Runs every cell that is not complete, one after another.
+
+    Raises:
+        cells.Stopped: a signal ended a fine-tuning.
+    """
+    for number, cell in enumerate(study.cells, 1):
+        print(f"== {number} of {len(study.cells)}: {cell.task.name}, {cell.model.word}", flush=True)
+        try:
+            cells.run(cell)
+        except BadInput as error:  # other weights: what lies there stays
+            cells.note(cell, cell.status | {"failed": str(error)})
+        if why := cell.status.get("failed"):
+            print(f"  failed: {why}", flush=True)
+
+
+def alike(study: Study) -> dict[str, np.ndarray]:
+    """task -> linear CKA [layers of the first, layers of the second] on test windows, where both cells are complete."""
+    found: dict[str, np.ndarray] = {}
+    for setup in study.tasks if study.pair else ():
+        both = [cell for word in study.pair for cell in study.of(setup.task.name) if cell.model.word == word]
+        if len(both) == 2 and not any(cell.status["failed"] for cell in both):
+            stores = sensors.seen(study.settings.stores, setup.subsets[0])
+            values = layers.compare(*(cells.network(cell) for cell in both), stores, cells.window(both[0]))
+            found |= {} if values is None else {setup.task.name: values}
+    return found

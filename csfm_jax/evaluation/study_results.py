@@ -1,0 +1,338 @@
+"""What the predictions of a study say: figures with intervals, paired differences, ranks, label efficiency."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from csfm_jax.evaluation import decisions, prediction_files, ranking, sensors, tables, task_figures
+from csfm_jax.evaluation.bootstrap import Interval, Replicates, interval
+from csfm_jax.evaluation.cells import REFITTED, SPLITS, TRAINED
+from csfm_jax.evaluation.label_efficiency import LabelRatio, label_ratio
+from csfm_jax.evaluation.prediction_files import Read
+from csfm_jax.evaluation.sensors import ALL, Sensors
+from csfm_jax.evaluation.study import Study, TaskSetup
+from csfm_jax.evaluation.study_models import TREES
+
+COLUMNS = (
+    "task", "model", "sensors", "reading", "recordings", "fraction", "against", "figure", "label", "point", "low",
+    "high", "cases", "patients",
+)  # fmt: skip
+EVERY, COMPLETE, MISSING = "all", "complete", "missing"  # of the modalities that a task reads
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model in a group.
+
+    Attributes:
+        test, validation: its predictions; of test, the recordings that all models of the group have predicted.
+        figures: name -> interval. differences: name -> interval of this model minus the first one named; {} of itself.
+        alone: test recordings that other models have not predicted, which are left out.
+    """
+
+    test: Read
+    validation: Read
+    figures: dict[str, Interval]
+    differences: dict[str, Interval]
+    alone: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Models that were read on the same test recordings of a task.
+
+    Attributes:
+        setup: the task. subset: of the sensors. reading: "trained" or "refitted" (see `cells`). recordings: "all",
+            "complete" or "missing" of the modalities that the task reads. models: word -> `Judged`, in their order.
+    """
+
+    setup: TaskSetup
+    subset: Sensors
+    reading: str
+    recordings: str
+    models: dict[str, Judged]
+
+    @property
+    def first(self) -> Judged:
+        return next(iter(self.models.values()))
+
+    @property
+    def patients(self) -> int:
+        return len(np.unique(self.first.test.subject))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A model's error after training on fewer patients: sizes [p], errors on all draws, ratio to trees or None."""
+
+    sizes: np.ndarray
+    errors: Replicates
+    ratio: LabelRatio | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Attributes: study. groups. ranks, or None with fewer than two models. curves: task -> model -> `Curve`. tables:
+    (task, model) -> `tables.label_table`. notes: lines on what was left out."""
+
+    study: Study
+    groups: list[Group]
+    ranks: ranking.RankTable | None
+    curves: dict[str, dict[str, Curve]]
+    tables: dict[tuple[str, str], dict]
+    notes: list[str] = field(default_factory=list)
+
+    def of(self, task: str, subset: str = ALL, reading: str = TRAINED, recordings: str = EVERY) -> Group | None:
+        found = [g for g in self.groups if (g.setup.task.name, g.subset.word, g.reading, g.recordings)
+                 == (task, subset, reading, recordings)]  # fmt: skip
+        return found[0] if found else None
+
+
+def gather(study: Study, replicates: int, seed: int) -> Results:
+    """Reads every prediction of a study; replicates, seed: of the bootstrap over test patients."""
+    notes: list[str] = []
+    groups, curves, labelled = [], {}, {}
+    for setup in study.tasks:
+        notes += [f"{setup.task.name}: {label} is left out: {why}" for label, why in setup.resolved.left_out.items()]
+        notes += [f"{setup.task.name}: no recording has the sensors {word}" for word in setup.absent]
+        mine = list(_groups(study, setup, replicates, seed, notes))
+        groups += mine
+        for word, judged in mine[0].models.items() if mine and setup.task.kind == "multilabel" else ():
+            labelled[setup.task.name, word] = _label_table(judged)
+        curves[setup.task.name] = _curves(study, setup, replicates, seed)
+    notes += _label_notes(labelled)
+    for cell in study.cells:
+        notes += [f"{cell.task.name}: {cell.model.word} with the sensors {word}: {why}"
+                  for word, why in cell.status.get("left_out", {}).items() if word != ALL]  # fmt: skip
+    return Results(study, groups, _ranks(study, groups, replicates, seed), curves, labelled, notes)
+
+
+def _groups(study: Study, setup: TaskSetup, replicates: int, seed: int, notes: list[str]) -> Iterator[Group]:
+    for subset in setup.subsets:
+        for reading in (TRAINED, REFITTED):
+            read = _read_models(study, setup, subset, reading, notes)
+            if not read:
+                continue
+            yield _group(setup, subset, reading, EVERY, read, replicates, seed)
+            if subset.word == ALL:
+                yield from _by_modalities(study, setup, subset, read, replicates, seed)
+
+
+def _by_modalities(study, setup, subset, read, replicates, seed) -> Iterator[Group]:
+    """Recordings that hold all of the task's modalities, and those that lack some, where there are both."""
+    stores = study.settings.stores
+    flags = sensors.complete(stores, setup.task)
+    whole = {f"{s.name}/{study_.decode()}" for s, flag in zip(stores, flags) for study_ in s.index.study[flag]}
+    is_whole = {word: np.isin(test.key, list(whole)) for word, (_, test) in read.items()}
+    if all(there.any() and not there.all() for there in is_whole.values()):
+        for name, wanted in ((COMPLETE, True), (MISSING, False)):
+            some = {word: (v, test.rows(is_whole[word] == wanted)) for word, (v, test) in read.items()}
+            yield _group(setup, subset, TRAINED, name, some, replicates, seed)
+
+
+def _read_models(study, setup, subset, reading, notes) -> dict[str, tuple[Read, Read]]:
+    """word -> (validation, test) of the models that have predicted, in the columns of the study's labels."""
+    found = {}
+    for cell in study.of(setup.task.name):
+        files = [cell.file(subset, reading, split) for split in SPLITS]
+        if cell.status.get("failed", "") is not None or not all(file.exists() for file in files):
+            continue
+        both = [_in_order(prediction_files.read(file), setup) for file in files]
+        if None in both:
+            notes.append(f"{setup.task.name}: {cell.model.word} was taught other labels than these stores hold")
+        else:
+            found[cell.model.word] = both
+    return found
+
+
+def _in_order(read: Read, setup: TaskSetup) -> Read | None:
+    names = setup.resolved.labels
+    outputs = setup.task.outputs(names)
+    if not set(outputs) <= set(read.outputs) or not set(names) <= set(read.labels_of):
+        return None
+    columns = [read.outputs.index(name) for name in outputs], [read.labels_of.index(name) for name in names]
+    known = ~np.isnan(read.labels[:, columns[1]]).all(axis=1)
+    chosen = read._replace(outputs=outputs, labels_of=names, values=read.values[:, columns[0]],
+                           labels=read.labels[:, columns[1]])  # fmt: skip
+    return chosen.rows(known)
+
+
+def _group(setup, subset, reading, recordings, read, replicates, seed) -> Group:
+    common = set.intersection(*(set(test.key) for _, test in read.values()))
+    aligned = {}
+    for word, (_, test) in read.items():
+        rows = np.array([i for i in np.argsort(test.key) if test.key[i] in common], int)
+        aligned[word] = test.rows(rows)
+    task, scale = setup.task, setup.resolved.scale
+    figures = {
+        word: task_figures.all_of(
+            task, t.outputs, t.values, t.labels, (read[word][0].values, read[word][0].labels), scale
+        )
+        for word, t in aligned.items()
+    }
+    subjects = next(iter(aligned.values())).subject
+    drawn = task_figures.replicate(figures, subjects, replicates, seed) if len(subjects) else {w: {} for w in figures}
+    first = next(iter(read))
+    models = {}
+    for word, found in drawn.items():
+        each = {name: interval(float(r.point[0]), r.drawn[0]) for name, r in found.items()}
+        against = {} if word == first else {name: _minus(r, drawn[first][name]) for name, r in found.items()}
+        alone = len(read[word][1].key) - len(common)
+        models[word] = Judged(aligned[word], read[word][0], each, against, alone)
+    return Group(setup, subset, reading, recordings, models)
+
+
+def _minus(one: Replicates, other: Replicates) -> Interval:
+    return interval(float(one.point[0] - other.point[0]), one.drawn[0] - other.drawn[0])
+
+
+def _label_table(judged: Judged) -> dict:
+    thresholds = decisions.choose_thresholds(judged.validation.values, judged.validation.labels)
+    test = judged.test
+    return tables.label_table(test.outputs, test.values, test.labels, thresholds)
+
+
+def _label_notes(labelled: dict) -> list[str]:
+    lines = {}
+    for (task, _), table in labelled.items():
+        for label in table["left_out"]:
+            lines[f"{task}: {label} has one class only among test recordings: no macro mean holds it"] = None
+        for row in table["labels"]:
+            if row["threshold"] is None:
+                told = "one class only among validation recordings: no threshold, no F1"
+                lines[f"{task}: {row['label']} has {told}"] = None
+    return list(lines)
+
+
+def main_figure(setup: TaskSetup, test: Read) -> Callable[[np.ndarray], np.ndarray]:
+    """The figure that a task is ranked by, under weights [R, n]."""
+    name = task_figures.MAIN[setup.task.kind]
+    if name == "z_error":
+        scale = np.asarray(setup.resolved.scale)
+        return lambda weights: task_figures.metrics.z_error(test.values, test.labels, scale, weights).value
+    ready = task_figures.judged_by(setup.task, test.outputs, test.values, test.labels)
+    return lambda weights: ready.under(weights)[name]
+
+
+def _ranks(study: Study, groups: list[Group], replicates: int, seed: int) -> ranking.RankTable | None:
+    """Over the tasks, of the models that have a figure in every one of them."""
+    whole = [g for g in groups if (g.subset.word, g.reading, g.recordings) == (ALL, TRAINED, EVERY)]
+    names = {g.setup.task.name: task_figures.MAIN[g.setup.task.kind] for g in whole}
+    words = [
+        model.word
+        for model in study.models
+        if whole and all(_has(g, model.word, names[g.setup.task.name]) for g in whole)
+    ]
+    if len(words) < 2:
+        return None
+    ranked = [
+        ranking.Task(
+            g.setup.task.name,
+            {word: main_figure(g.setup, g.models[word].test) for word in words},
+            g.first.test.subject,
+            higher_is_better=names[g.setup.task.name] not in task_figures.LOWER_IS_BETTER,
+        )
+        for g in whole
+    ]
+    return ranking.rank_table(ranked, replicates, seed)
+
+
+def _has(group: Group, word: str, figure: str) -> bool:
+    return word in group.models and np.isfinite(group.models[word].figures[figure].point)
+
+
+def _curves(study: Study, setup: TaskSetup, replicates: int, seed: int) -> dict[str, Curve]:
+    """Errors on the same test recordings, on the same draws, after training on ever fewer patients."""
+    files: dict[str, list[Path]] = {}
+    for cell in study.of(setup.task.name):
+        wanted = [cell.file(setup.subsets[0], TRAINED, "test", k) for k in range(study.settings.halvings + 1)]
+        if study.settings.halvings and all(file.exists() for file in wanted):
+            files[cell.model.word] = wanted
+    read = {word: [_in_order(prediction_files.read(file), setup) for file in them] for word, them in files.items()}
+    if not read or setup.task.kind == "survival":
+        return {}
+    common = set.intersection(*(set(one.key) for them in read.values() for one in them))
+    aligned = {word: [one.rows(np.array([i for i in np.argsort(one.key) if one.key[i] in common], int)) for one in them]
+               for word, them in read.items()}  # fmt: skip
+    subjects = next(iter(aligned.values()))[0].subject
+    regression = setup.task.kind == "regression"
+
+    def error_of(test):
+        figure = main_figure(setup, test)
+        return figure if regression else (lambda weights: 1 - figure(weights))
+
+    errors = {}
+    for word, them in aligned.items():
+        found = task_figures.bootstrap.replicate([error_of(one) for one in them], subjects, replicates, seed)
+        sizes = np.array([one.told["train_patients"] for one in read[word]], float)
+        errors[word] = sizes, found
+    return {word: Curve(sizes, found, _ratio(word, errors)) for word, (sizes, found) in errors.items()}
+
+
+def _ratio(word: str, errors: dict) -> LabelRatio | None:
+    """Against trees, the baseline that is trained on nothing else; None where too few sizes have an error."""
+    if word == TREES or TREES not in errors:
+        return None
+    sizes, mine = errors[word]
+    theirs = errors[TREES][1]
+    known = ~np.isnan(mine.point) & ~np.isnan(theirs.point)
+    if len(np.unique(sizes[known])) < 3:
+        return None
+    some = [Replicates(r.point[known], r.drawn[known]) for r in (mine, theirs)]
+    return label_ratio(sizes[known], *some)
+
+
+def rows(results: Results) -> list[tuple]:
+    """The long table: a row a figure of a model, in the order of `COLUMNS`."""
+    found = []
+    for group in results.groups:
+        at = (group.setup.task.name, group.subset.word, group.reading, group.recordings)
+        cases, patients = len(group.first.test.key), group.patients
+        for word, judged in group.models.items():
+            for against, named in (("", judged.figures), (next(iter(group.models)), judged.differences)):
+                for name, value in named.items():
+                    figure, _, label = name.partition("/")
+                    found.append((at[0], word, *at[1:], 1.0, against, figure, label, value.point, value.low, value.high,
+                                  cases, patients))  # fmt: skip
+    for task, curves in results.curves.items():
+        group = results.of(task)
+        for word, curve in curves.items():
+            for k in range(1, len(curve.sizes)):
+                value = interval(float(curve.errors.point[k]), curve.errors.drawn[k])
+                figures = "error", "", value.point, value.low, value.high
+                counts = len(group.first.test.key), group.patients
+                found.append((task, word, ALL, TRAINED, EVERY, 0.5**k, "", *figures, *counts))
+    return found
+
+
+def write(results: Results, target: Path) -> None:
+    """The long table as Parquet, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    every = rows(results)
+    kinds = dict.fromkeys(COLUMNS, pa.string()) | dict.fromkeys(("fraction", "point", "low", "high"), pa.float64())
+    kinds |= dict.fromkeys(("cases", "patients"), pa.int64())
+    arrays = [pa.array([row[i] for row in every], kinds[name]) for i, name in enumerate(COLUMNS)]
+    partial = target.with_name(f".{target.name}.partial")
+    pq.write_table(pa.table(arrays, names=list(COLUMNS)), partial)
+    os.replace(partial, target)
+
+
+def summary(results: Results) -> str:
+    """One line a task and model: the figure that it is ranked by, and its difference to the first model."""
+    lines = [f"{'task':<24}{'model':<34}{'figure':<13}{'':<23}difference to the first"]
+    for setup in results.study.tasks:
+        group, name = results.of(setup.task.name), task_figures.MAIN[setup.task.kind]
+        for word, judged in group.models.items() if group else ():
+            difference = _told(judged.differences[name], "+") if judged.differences else ""
+            figure = name.replace("_", " ")
+            lines.append(f"{setup.task.name:<24}{word:<34}{figure:<13}{_told(judged.figures[name]):<23}{difference}")
+    return "\n".join(lines)
+
+
+def _told(value: Interval, sign: str = "") -> str:
+    return f"{value.point:{sign}.3f} ({value.low:{sign}.3f}, {value.high:{sign}.3f})"

@@ -1,0 +1,186 @@
+"""Every figure of a task's predictions under case weights: what it is judged by, at thresholds, and of calibration.
+
+A figure's name is FIGURE, a mean over labels, or FIGURE/LABEL.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from scipy.special import logit
+
+from csfm_jax.evaluation import bootstrap, calibration, decisions, metrics, survival
+from csfm_jax.evaluation.bootstrap import Replicates
+from csfm_jax.tasks.task import Task
+
+# weights [R, n] or None (once each) -> name -> [R]
+Reader = Callable[[np.ndarray | None], dict[str, np.ndarray]]
+
+LOWER_IS_BETTER = ("mean_absolute_error", "z_error", "brier", "calibration_error", "brier_scaled",
+                   "calibration_error_scaled")  # fmt: skip
+MAIN = {"multilabel": "macro_auroc", "multiclass": "macro_auroc", "regression": "z_error", "survival": "concordance"}
+_CERTAIN = 1e-7  # predictions are kept as float32: beyond, a probability is 0 or 1
+
+
+class Figures:
+    """Several readers of the same cases, read together."""
+
+    def __init__(self, readers: Sequence[Reader]):
+        self._readers = readers
+
+    def under(self, weights: np.ndarray | None) -> dict[str, np.ndarray]:
+        """name -> [R], under weights [R, n]; None = every case once."""
+        return {name: value for reader in self._readers for name, value in reader(weights).items()}
+
+
+def judged_by(task: Task, outputs: Sequence[str], values: np.ndarray, labels: np.ndarray) -> Figures:
+    """What validation prints: the figures of `Task.metrics`.
+
+    Args:
+        outputs: names of the columns of `values`, [n, outputs]. labels: [n, K], NaN = not labelled.
+    """
+    if task.kind == "survival":
+        return Figures([_survival(values, labels)])
+    if task.kind == "regression":
+        return Figures([_regression(outputs, values, labels)])
+    exclusive = [_agreement(values, labels, ("accuracy",))] if task.kind == "multiclass" else []
+    values, labels = _whole(task, values, labels)
+    return Figures([*exclusive, _ranked("auroc", metrics.auroc, outputs, values, labels)])
+
+
+def all_of(
+    task: Task,
+    outputs: Sequence[str],
+    values: np.ndarray,
+    labels: np.ndarray,
+    validation: tuple[np.ndarray, np.ndarray],
+    scale: Sequence[float],
+) -> Figures:
+    """Every figure of test cases; thresholds and temperatures are those of validation cases.
+
+    Args:
+        outputs, values, labels: as of `judged_by`. validation: values and labels of validation cases.
+        scale: standard deviations of a regression's labels among train recordings.
+    """
+    if task.kind == "survival":
+        return Figures([_survival(values, labels)])
+    if task.kind == "regression":
+        return Figures([_regression(outputs, values, labels), _z_error(values, labels, np.asarray(scale))])
+    readers = [
+        _ranked("auroc", metrics.auroc, outputs, values, labels),
+        _ranked("average_precision", metrics.average_precision, outputs, values, labels),
+        _ranked("sensitivity_at_specificity", metrics.sensitivity_at_specificity, outputs, values, labels),
+    ]
+    if task.kind == "multiclass":
+        return Figures([*readers, _agreement(values, labels, ("accuracy", "balanced_accuracy", "kappa", "macro_f1"))])
+    thresholds = decisions.choose_thresholds(*validation)
+    scaled = scaled_probabilities(values, validation)
+    return Figures(
+        [
+            *readers,
+            _at_thresholds(outputs, values, labels, thresholds),
+            _calibrated("", outputs, values, labels),
+            _calibrated("_scaled", outputs, scaled, labels),
+        ]
+    )
+
+
+def scaled_probabilities(values: np.ndarray, validation: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Probabilities [n, K] after temperature scaling fitted on validation cases (values, labels)."""
+    fitted = calibration.fit_temperatures(log_odds(validation[0]), validation[1])
+    return fitted.probabilities(log_odds(values))
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """Of probabilities, kept finite."""
+    return logit(np.clip(np.asarray(probability, np.float64), _CERTAIN, 1 - _CERTAIN))
+
+
+def replicate(
+    models: Mapping[str, Figures], patients: np.ndarray, replicates: int, seed: int
+) -> dict[str, dict[str, Replicates]]:
+    """All figures of several models on the same draws of patients.
+
+    Args:
+        models: name -> its figures of the same n cases. patients, replicates, seed: as in `bootstrap.draws`.
+
+    Returns:
+        model -> figure -> point [1] and drawn [1, R].
+    """
+    once = {model: figures.under(None) for model, figures in models.items()}
+    drawn = {model: {name: [] for name in found} for model, found in once.items()}
+    for weights in bootstrap.draws(patients, replicates, seed):
+        for model, figures in models.items():
+            for name, value in figures.under(weights).items():
+                drawn[model][name].append(value)
+    return {
+        model: {name: Replicates(once[model][name], np.concatenate(parts)[None]) for name, parts in found.items()}
+        for model, found in drawn.items()
+    }
+
+
+def _whole(task: Task, values, labels):
+    """Of exclusive classes, the cases with exactly one."""
+    if task.kind != "multiclass":
+        return values, labels
+    whole = ~np.isnan(labels).any(axis=1) & (np.nansum(labels, axis=1) == 1)
+    return values[whole], labels[whole]
+
+
+def _named(name: str, outputs: Sequence[str], found: metrics.Macro, mean: str = "macro_") -> dict[str, np.ndarray]:
+    each = {f"{name}/{output}": found.each[:, k] for k, output in enumerate(outputs)} if len(outputs) > 1 else {}
+    return {f"{mean}{name}": found.value} | each
+
+
+def _ranked(name, figure, outputs, values, labels) -> Reader:
+    ready = metrics.MacroFigure(figure, values, labels)
+    return lambda weights: _named(name, outputs, ready.under(weights))
+
+
+def _at_thresholds(outputs, values, labels, thresholds) -> Reader:
+    def read(weights):
+        rates = decisions.rates(values, labels, thresholds, weights)
+        names = ("f1", "sensitivity", "specificity", "precision")
+        return {k: v for name in names for k, v in _named(name, outputs, rates.macro(name)).items()}
+
+    return read
+
+
+def _calibrated(suffix, outputs, probability, labels) -> Reader:
+    brier = metrics.MacroFigure(calibration.brier, probability, labels)
+    error = metrics.MacroFigure(partial(calibration.calibration_error, bins=15), probability, labels)
+    parts = ((f"brier{suffix}", brier), (f"calibration_error{suffix}", error))
+    return lambda w: {k: v for name, ready in parts for k, v in _named(name, outputs, ready.under(w), "").items()}
+
+
+def _regression(outputs, values, labels) -> Reader:
+    def read(weights):
+        weights = np.ones((1, len(labels)), np.float32) if weights is None else weights
+        found = {}
+        for k, output in enumerate(outputs):
+            rows = ~np.isnan(labels[:, k])
+            case = values[rows, k], labels[rows, k], weights[:, rows]
+            found[f"mean_absolute_error/{output}"] = metrics.mean_absolute_error(*case)
+            found[f"r2/{output}"] = metrics.r2(*case)
+        return found
+
+    return read
+
+
+def _z_error(values, labels, scale) -> Reader:
+    return lambda weights: {"z_error": metrics.z_error(values, labels, scale, weights).value}
+
+
+def _survival(values, labels) -> Reader:
+    return lambda weights: {"concordance": survival.concordance(values[:, 0], labels[:, 1], labels[:, 0], weights)}
+
+
+def _agreement(values, labels, names) -> Reader:
+    known = ~np.isnan(labels).any(axis=1) & (np.nansum(labels, axis=1) == 1)
+    truth = np.where(known, np.nan_to_num(labels).argmax(axis=1), -1)
+
+    def read(weights):
+        found = decisions.agreement(values.argmax(axis=1), truth, values.shape[1], weights)
+        return {name: getattr(found, name) for name in names}
+
+    return read

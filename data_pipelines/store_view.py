@@ -1,0 +1,65 @@
+"""A store as if only some of its channels had been recorded: the one place that says which sensors are read.
+
+Everything behind it (windows, packing, rows, features) sees recordings without the other channels: their tokens are
+absent, not zero. The same weights can so be read with twelve leads, with two, or with another sensor alone.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+
+import numpy as np
+
+from data_pipelines.store import Store
+
+
+class ChannelsOf:
+    """Reads as `Store` does, of these channels; recordings without any of them have none, and give no window.
+
+    Args:
+        store: opened. channels: ids that are let through.
+    """
+
+    def __init__(self, store: Store, channels: Iterable[int]):
+        self._store, self.channels = store, frozenset(int(c) for c in channels)
+        self.name, self.path, self.spec, self.manifest = store.name, store.path, store.spec, store.manifest
+        sets = tuple(tuple(c for c in one if c in self.channels) for one in store.index.channel_sets)
+        self.index = dataclasses.replace(store.index, channel_sets=sets)
+        told = json.dumps([store.digest, sorted(self.channels)])
+        self.digest = hashlib.sha256(told.encode()).hexdigest()  # plans of other channels are other plans
+
+    @property
+    def people(self) -> str:
+        """As of the store."""
+        return self._store.people
+
+    def read_blocks(self, recording: int, start: float, seconds: float) -> list[tuple[tuple[int, ...], np.ndarray]]:
+        """As `Store.read_blocks`."""
+        found = []
+        for channels, samples in self._store.read_blocks(recording, start, seconds):
+            rows = [i for i, channel in enumerate(channels) if channel in self.channels]
+            if rows:
+                found.append((tuple(channels[i] for i in rows), samples[rows]))
+        return found
+
+    def read_window(self, recording: int, start: float, seconds: float) -> list[tuple[int, np.ndarray]]:
+        """As `Store.read_window`."""
+        blocks = self.read_blocks(recording, start, seconds)
+        return [(channel, row) for channels, samples in blocks for channel, row in zip(channels, samples)]
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """As `Store.labels`."""
+        return self._store.labels()
+
+    def reports(self) -> list[str | None]:
+        """As `Store.reports`."""
+        return self._store.reports()
+
+    def quality(self) -> dict[str, np.ndarray]:
+        """As `Store.quality`."""
+        return self._store.quality()
+
+    def read_file(self, name: str) -> bytes | None:
+        """As `Store.read_file`."""
+        return self._store.read_file(name)

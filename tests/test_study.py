@@ -1,0 +1,205 @@
+"""`csfm evaluate --tasks --models`: figures with a known answer, resume, refusals, and what a page may not hold."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import roc_auc_score
+from small_checkpoints import toy_config, write_checkpoint
+from small_stores import write_store
+
+from csfm_jax import cli, tasks
+from csfm_jax.evaluation import cells, prediction_files, sensors
+from data_pipelines.errors import BadInput
+from data_pipelines.preprocess import PreparedRecording
+from data_pipelines.signals import CHANNEL_ID, modality_of
+from data_pipelines.store import open_stores
+from data_pipelines.store_view import ChannelsOf
+from data_pipelines.store_writer import StoredRecording
+
+PEOPLE = ("", "toy")
+STEPS = 2
+
+
+def beating(number, split, names):
+    """A recording whose ECG beats at 1 or 3 Hz, as its label says; its PPG says nothing of it."""
+    rng = np.random.default_rng(number)
+    fast, channels = number % 2, sorted(CHANNEL_ID[name] for name in names)
+    samples = []
+    for channel in channels:
+        modality = modality_of(channel)
+        time = np.arange(4 * modality.rate) / modality.rate
+        rate = (3.0 if fast else 1.0) if modality.name == "ecg" else rng.uniform(0.5, 3)
+        wave = 800 * np.sin(2 * np.pi * (rate * time + rng.random())) + rng.normal(0, 100, len(time))
+        samples.append(wave.astype(np.int16))
+    labels = {"rate/fast": float(fast), "rhythm/irregular": float(number % 5 == 0), "heart_rate": 60.0 + 120 * fast}
+    made = PreparedRecording(np.array(channels, np.int32), samples, 4.0, [])
+    return StoredRecording(f"{number // 2:016x}", f"{number + 10**6:016x}", split, made, None, labels)
+
+
+def cohort(folder):
+    """60 patients with two recordings each: half with I, II and PPG, a quarter without PPG, a quarter without ECG."""
+    made = []
+    for number in range(120):
+        patient = number // 2
+        split = ("train", "train", "train", "validation", "test", "test")[patient % 6]
+        names = (("I", "II", "PPG"), ("I", "II", "PPG"), ("I", "II"), ("PPG",))[(patient // 6) % 4]
+        made.append(beating(number, split, names))
+    return write_store(folder / "beating", made, name="beating")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    cohort(folder / "stores")
+    write_checkpoint(folder / "toy", toy_config(), people=PEOPLE)
+    return folder
+
+
+def words(place, workdir, *more):
+    settings = {
+        "--tasks": "simulated_rhythm", "--models": f"linear:{place / 'toy'},random:{place / 'toy'}",
+        "--store": place / "stores", "--workdir": workdir, "--sensors": "all,2,lead:I,ppg", "--bootstrap": 50,
+        "--config.training.steps": STEPS, "--config.data.rows": 2, "--config.training.eval_every": 100,
+    }  # fmt: skip
+    settings |= dict(word.split("=", 1) for word in more)
+    return ["evaluate", "--unchecked-subjects", *(f"{name}={value}" for name, value in settings.items())]
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """Frozen, taught and classical models of two tasks."""
+    workdir, toy = place / "done", place / "toy"
+    code = cli.main(
+        words(
+            place, workdir, "--tasks=simulated_rhythm,simulated_heart_rate",
+            f"--models=linear:{toy},random:{toy},attention:{toy}", f"--similarity=linear:{toy},random:{toy}",
+            "--label-fractions=1/4",
+        )
+    )  # fmt: skip
+    assert code == 0
+    return workdir
+
+
+def table(workdir):
+    return pq.read_table(workdir / "results.parquet").to_pandas()
+
+
+def test_figures_are_those_of_the_predictions_and_intervals_hold_them(finished, place):
+    rows, toy = table(finished), place / "toy"
+    mine = rows[(rows.task == "simulated_rhythm") & (rows.model == f"linear:{toy}") & (rows.sensors == "all")]
+    mine = mine[(mine.recordings == "all") & (mine.against == "") & (mine.fraction == 1)]
+    point = mine[(mine.figure == "auroc") & (mine.label == "rate/fast")].iloc[0]
+    (cell,) = (finished / "cells" / "simulated_rhythm").glob("linear-*")
+    read = prediction_files.read(cell / "predictions" / "all.trained.test.parquet")
+    k = read.outputs.index("rate/fast")
+    assert point.point == pytest.approx(roc_auc_score(read.labels[:, k], read.values[:, k]))
+    assert point.low <= point.point <= point.high and point.cases == 40 and point.patients == 20
+    assert {"macro_f1", "brier", "calibration_error_scaled", "macro_average_precision"} <= set(mine.figure)
+    ecg = rows[(rows.sensors == "2") & (rows.figure == "auroc") & (rows.label == "rate/fast") & (rows.against == "")]
+    assert (ecg[ecg.reading == "refitted"].point > 0.9).all() and set(ecg.reading) == {"trained", "refitted"}
+    ppg = rows[(rows.sensors == "ppg") & (rows.figure == "auroc") & (rows.label == "rate/fast") & (rows.against == "")]
+    assert (ppg.point < 0.85).all()  # the same weights, without the sensor that tells
+
+
+def test_differences_are_paired_and_signed(finished, place):
+    rows, toy = table(finished), place / "toy"
+    every = rows[(rows.task == "simulated_heart_rate") & (rows.sensors == "all") & (rows.recordings == "all")]
+    every = every[(every.figure == "z_error") & (every.fraction == 1)].set_index(["model", "against"])
+    first, other = f"linear:{toy}", f"random:{toy}"
+    difference = every.loc[(other, first)]
+    assert difference.point == pytest.approx(every.loc[(other, "")].point - every.loc[(first, "")].point)
+    assert (first, first) not in every.index and difference.low <= difference.point <= difference.high
+
+
+def test_missing_modalities_and_fractions_are_told_apart(finished):
+    rows = table(finished)
+    groups = rows[(rows.task == "simulated_rhythm") & (rows.figure == "macro_auroc") & (rows.against == "")]
+    groups = groups[groups.sensors == "all"].groupby("recordings").cases.first()
+    assert groups["complete"] + groups["missing"] == groups["all"] and groups["missing"] > 0
+    errors = rows[(rows.task == "simulated_rhythm") & (rows.figure == "error")]
+    assert set(errors.fraction) == {0.5, 0.25}
+
+
+def test_the_page_holds_the_tables_and_no_patient(finished, place):
+    page = (finished / "report.html").read_text()
+    for part in ("Ranks over tasks", "Reliability", "With fewer sensors", "With fewer labels", "Linear CKA", "paired"):
+        assert part in page, part
+    (store,) = open_stores(str(place / "stores"), "size")
+    hashes = {*store.index.subject.tolist(), *store.index.study.tolist()}
+    assert not any(one.decode() in page for one in hashes)
+
+
+def test_a_complete_cell_is_not_run_again_and_a_missing_file_is_made(finished, place, monkeypatch):
+    toy = place / "toy"
+    (cell,) = (finished / "cells" / "simulated_rhythm").glob("random-*")
+    victim = cell / "predictions" / "ppg.refitted.test.parquet"
+    before = prediction_files.read(victim)
+    victim.unlink()
+    ran = []
+    for name in ("_table_files", "_network_files"):
+        real = getattr(cells, name)
+        monkeypatch.setattr(cells, name, lambda c, s, real=real: (ran.append(c.model.kind), real(c, s)))
+    models = f"--models=linear:{toy},random:{toy},attention:{toy}"
+    assert cli.main(words(place, finished, models, "--label-fractions=1/4")) == 0
+    assert ran == ["random"]
+    np.testing.assert_array_equal(prediction_files.read(victim).values, before.values)
+
+
+def test_a_cell_that_fails_is_written_down_and_the_others_go_on(place, tmp_path, capsys):
+    (store,) = open_stores(str(place / "stores"), "size")
+    seen = sorted({s.decode() for s in store.index.subject[store.index.split == 2]})
+    leaking = write_checkpoint(tmp_path / "leaking", toy_config(), people=PEOPLE, subjects=seen)
+    models = f"--models=linear:{leaking},random:{place / 'toy'}"
+    assert cli.main(words(place, tmp_path / "study", models, "--sensors=all")) == 1
+    assert "20 of the 20 test subjects" in (out := capsys.readouterr().out) and not any(s in out for s in seen)
+    status = {
+        p.parent.name.split("-")[0]: json.loads(p.read_text()) for p in tmp_path.glob("study/cells/*/*/cell.json")
+    }
+    assert "test subjects" in status["linear"]["failed"] and status["random"]["failed"] is None
+    assert set(table(tmp_path / "study").model) == {f"random:{place / 'toy'}"}
+    assert "What failed" in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_what_cannot_be_is_refused_before_anything_is_made(place, tmp_path, capsys):
+    def said(*more):
+        assert cli.main(words(place, tmp_path / "study", *more)) == 2
+        assert not (tmp_path / "study").exists()
+        return capsys.readouterr().err
+
+    toy = place / "toy"
+    assert "did you mean simulated_rhythm?" in said("--tasks=simulated_rythm")
+    assert "linear:..." in said("--models=lineer:x") and "no checkpoint or config" in said("--models=linear:")
+    assert "pcg" in said("--tasks=cinc2016_abnormal") and "given twice" in said("--models=trees,trees")
+    assert "such sensors" in said("--sensors=lead:X9") and "that no recording" in said("--sensors=resp")
+    assert "config.adaptation.head" in said("--config.adaptation.head=average")
+    assert "did you mean config.training.steps" in said("--config.training.stepz=3", f"--models=lora:{toy}")
+    assert "power of two" in said("--label-fractions=1/3") and "taught no task" in said(f"--models={toy}")
+    assert "two of --models" in said("--similarity=trees,trees") and "give one of the two" in said(
+        f"--checkpoint={toy}"
+    )
+
+
+def test_a_study_goes_on_with_its_own_settings_only(finished, place, capsys):
+    assert cli.main(words(place, finished, "--seed=5")) == 2
+    assert "other seed" in capsys.readouterr().err
+
+
+def test_sensor_words():
+    task = tasks.get("simulated_rhythm")
+    found = {s.word: s.channels for s in sensors.parse("6,ecg+ppg,lead:V2+PPG,all", task)}
+    assert list(found) == ["all", "6", "ecg+ppg", "lead:V2+PPG"] and len(found["6"]) == 6
+    assert found["lead:V2+PPG"] == {CHANNEL_ID["V2"], CHANNEL_ID["PPG"]} < found["ecg+ppg"] < found["all"]
+    with pytest.raises(BadInput, match="given twice"):
+        sensors.parse("1,1", task)
+
+
+def test_a_store_of_some_channels_reads_these_and_no_other(place):
+    (store,) = open_stores(str(place / "stores"), "size")
+    view = ChannelsOf(store, {CHANNEL_ID["II"]})
+    row = next(i for i in range(len(store.index)) if len(store.index.channel_sets[store.index.channel_set[i]]) == 3)
+    whole, some = dict(store.read_window(row, 1.0, 2.0)), dict(view.read_window(row, 1.0, 2.0))
+    assert list(some) == [CHANNEL_ID["II"]] and view.digest != store.digest
+    np.testing.assert_array_equal(some[CHANNEL_ID["II"]], whole[CHANNEL_ID["II"]])
+    assert {c for channels in view.index.channel_sets for c in channels} == {CHANNEL_ID["II"]}

@@ -190,7 +190,9 @@ def _with_header(path: Path) -> Path:
 def _stay_inside(module: ModuleType, path: Path, root: Path | None, parts: Iterable[Path] | None = None) -> None:
     if parts is None:
         parts = module.parts(path) if hasattr(module, "parts") else ()
+    # the file's own folder, or that of what it links to: its signal files lie there
+    folders = [root] if root is not None else [path.parent, inside(path, Path("/")).resolve().parent]
     for file in (path, *parts):
-        inside(file, *([root] if root is not None else [path.parent, path.resolve().parent]))
+        inside(file, *folders)
     if module.__name__ in _DESCRIBED and (described := find_sidecar(path)):
         inside(described, root if root is not None else described.parent)

@@ -27,6 +27,8 @@ _GOES_ON = "free space or choose another folder, then give the same command agai
 _REMEDIES = {
     errno.ENOSPC: f"expected room; {_GOES_ON}",
     errno.EDQUOT: f"expected room; {_GOES_ON}",
+    errno.EFBIG: "expected the right to write larger files; raise it (ulimit -f), then give the same command again",
+    errno.EIO: "expected a sound disk; look at the system's log, or choose another place",
     errno.EACCES: "expected the right to read and write there; choose another place, or change its permissions",
     errno.EPERM: "expected the right to read and write there; choose another place, or change its permissions",
     errno.EROFS: "expected a place that can be written; choose another one",

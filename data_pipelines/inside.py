@@ -12,9 +12,12 @@ def inside(path: Path, *folders: Path) -> Path:
         path: of a file, or of one that may not be there. folders: any of them will do.
 
     Raises:
-        BadInput: a link, or "..", that leads out of all of them.
+        BadInput: a link, or "..", that leads out of all of them; a link that leads to itself.
     """
-    target = path.resolve()
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):  # RuntimeError before Python 3.13
+        raise BadInput(path, "a link that leads nowhere", "files inside the folder", "copy the file there") from None
     if not any(target.is_relative_to(folder.resolve()) for folder in folders):
         raise BadInput(path, "a link that leads out of the folder", "files inside it", "copy the file there")
     return path

@@ -72,6 +72,8 @@ class Summary:
         ]
         if duplicates := self.totals.get("duplicates"):
             lines.append(f"  same samples as an earlier recording: {duplicates} (`csfm data overlap` lists them)")
+        if mixed := self.totals.get("of both sexes"):
+            lines.append(f"  subjects recorded as both sexes: {mixed} (two persons under one id, or a wrong entry)")
         if unknown := self.unknown:
             lines.append("  channels unknown by name: " + _counts(unknown))
         if dropped := self.dropped:

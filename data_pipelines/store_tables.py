@@ -21,7 +21,7 @@ class Merged:
         self.table_counts: dict[str, int] = {}
         self.sets: set[tuple[int, ...]] = set()
         self.labels: set[str] = set()
-        self.recordings = self.subjects = self.reports = self.events = 0
+        self.recordings = self.subjects = self.reports = self.events = self.mixed = 0
         self.splits = dict.fromkeys(SPLITS, 0)
         self.milliseconds: dict[str, int] = {}
         self._digests: list[np.ndarray] = []  # 8 bytes a recording
@@ -33,6 +33,11 @@ class Merged:
         self.recordings += len(rows)
         self.subjects += len({row["subject"] for row in rows})  # no subject lies in two shards
         self._digests.append(np.array([int(row["digest"], 16) for row in rows], np.uint64))
+        sexes: dict[str, set[float]] = {}
+        for row in rows:
+            if "sex" in row["labels"]:
+                sexes.setdefault(row["subject"], set()).add(row["labels"]["sex"])
+        self.mixed += sum(len(found) > 1 for found in sexes.values())
         for row in rows:
             self.sets.add(tuple(row["channels"]))
             self.labels.update(row["labels"])
@@ -45,9 +50,11 @@ class Merged:
     def totals(self) -> dict:
         """Recordings, subjects, by split and in hours by modality (a recording counts once for each it holds).
 
-        "duplicates" are recordings whose stored samples equal those of an earlier one, bit by bit.
+        "duplicates" are recordings whose stored samples equal those of an earlier one, bit by bit; "of both sexes",
+        where there are any, subjects whose recordings contradict each other there.
         """
         return {
+            **({"of both sexes": self.mixed} if self.mixed else {}),
             "recordings": self.recordings,
             "subjects": self.subjects,
             "duplicates": self.recordings - len(np.unique(np.concatenate(self._digests))),

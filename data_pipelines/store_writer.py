@@ -48,6 +48,8 @@ from data_pipelines.store_tables import (
     write_quality,
 )
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 
 @dataclass(frozen=True)
 class StoredRecording:
@@ -317,9 +319,12 @@ def _write_records(path, records) -> int:
             raise RuntimeError("the file is not whole")
     except RuntimeError as error:  # the C++ writer's only kind
         free = os.statvfs(path.parent)
-        if "No space left" in str(error) or free.f_bavail * free.f_frsize < 1 << 22:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent.parent)) from error
-        raise
+        full = next((code for code in _FULL if os.strerror(code) in str(error)), None)
+        if full is None and free.f_bavail * free.f_frsize < 1 << 22:
+            full = errno.ENOSPC
+        if full is None:
+            raise
+        raise OSError(full, os.strerror(full), str(path.parent.parent)) from error
     return count
 
 

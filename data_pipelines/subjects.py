@@ -64,8 +64,9 @@ def read_key(path: Path) -> bytes:
     """A site's key; BadInput if the file is not there or too short to keep ids from being guessed."""
     try:
         key = Path(path).read_bytes().strip()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise BadInput(f"--key-file={path}", "no such file", "a key", "make one with --new-key") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
+        raise BadInput(f"--key-file={path}", found, "a key", "make one with --new-key") from None
     if len(key) < 32:
         raise BadInput(f"--key-file={path}", f"{len(key)} bytes", "32 or more", "make one with --new-key")
     return key

@@ -103,12 +103,12 @@ def run_share(reader: str, numbers: range, seed: int, output: Path) -> collectio
                 still = still + 1 if at.value == last and last >= 0 else 0
                 last = at.value
             try:
-                counts += ours.recv() if ours.poll() else collections.Counter()
-                done = process.join(5) is None and process.exitcode == 0
+                if ours.poll():
+                    counts += ours.recv()
+                    process.join(_STUCK)
+                    return counts
             except EOFError:
-                done = False
-            if done:
-                return counts
+                pass
             process.join(1)  # one that died may not be known to have done so yet
             hung = process.is_alive()
             process.kill()

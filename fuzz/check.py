@@ -28,6 +28,10 @@ class Failed(Exception):
     """What the reader did instead; the cause is attached where there is one."""
 
 
+class Grown(Failed):
+    """More memory than the files allow."""
+
+
 class _Hung(BaseException):
     """Raised by the timer; no `except Exception` of a reader may swallow it."""
 
@@ -42,6 +46,13 @@ def check(reader: str, folder: Path, main: str) -> str:
     Raises:
         Failed: another exception, too much time or memory, or a recording that is none.
     """
+    try:
+        return _check_once(reader, folder, main)
+    except Grown:  # a reader's memory grows each time; a table of the interpreter that doubles, once
+        return _check_once(reader, folder, main)
+
+
+def _check_once(reader: str, folder: Path, main: str) -> str:
     module, path = importlib.import_module(f"data_pipelines.formats.{reader}"), folder / main
     size = sum(file.lstat().st_size for file in folder.iterdir())
     try:
@@ -122,8 +133,8 @@ def _bounded(size: int):
         if seconds > MOST_SECONDS:
             raise Failed(f"{seconds:.1f} s of processor time")
         if peak > most or _resident() - resident > most + RESIDENT_FLOOR:
-            grown = max(peak, _resident() - resident)
-            raise Failed(f"{grown} bytes allocated for {size} bytes of files")
+            grown = _resident() - resident
+            raise Grown(f"{peak} bytes allocated, {grown} more of resident memory, for {size} bytes of files")
 
 
 def _ring(number, frame) -> None:

@@ -24,7 +24,7 @@ def sources(shared_data):
     ("name", "records", "subjects", "mains"),
     [
         ("ptbxl", 351, 327, 50), ("ptbxl_extra", 84, 80, 50), ("cinc2021", 129, 129, 50), ("code15", 248, 240, 60),
-        ("bidmc", 22, 18, 60), ("cinc2015", 50, 50, 60),
+        ("bidmc", 22, 18, 60), ("cinc2015", 50, 50, None),
     ],
 )  # fmt: skip
 def test_every_listed_recording_reads(sources, name, records, subjects, mains):
@@ -32,7 +32,8 @@ def test_every_listed_recording_reads(sources, name, records, subjects, mains):
     entries = source.entries()
     assert len(entries) == records and len({e.subject for e in entries}) == subjects
     assert [e.study for e in entries] == sorted({e.study for e in entries})
-    assert source.public and source.licence and source.citation and not source.note
+    assert source.public and source.licence and source.citation
+    assert bool(source.note) == (name == "cinc2021")  # whose persons are not published
     reports = 0
     for entry in entries:
         recording = source.read(entry)
@@ -233,6 +234,21 @@ def test_bidmc_without_its_subjects_is_refused(tmp_path):
     write_record(tmp_path, "bidmc01")
     with pytest.raises(BadInput, match="Fix.txt"):
         open_sources(tmp_path)[0].entries()
+
+
+def test_code15_as_the_challenge_writes_it(tmp_path):
+    """Its script leaves headers and signals, and no table."""
+    person = "# Exam ID: {}\n# Patient ID: {}\n# Age: 66\n# Sex: Female\n# Chagas label: {}\n"
+    for part, exam, patient, chagas in ((0, 11, 7, True), (0, 12, 8, False), (1, 13, 7, False)):
+        write_record(tmp_path / f"exams_part{part}", str(exam), person.format(exam, patient, chagas))
+    (source,) = open_sources(tmp_path)
+    assert source.name == "code15" and source.public
+    assert [(e.study, e.subject) for e in source.entries()] == [("11", "7"), ("12", "8"), ("13", "7")]
+    assert source.read(source.entries()[0]).labels == {"age": 66, "sex": 1, "chagas": 1}
+    assert [e.study for e in open_sources(tmp_path / "exams_part1")[0].entries()] == ["13"]
+    write_record(tmp_path / "exams_part1", "14", "# Exam ID: 14\n# Chagas label: True\n")
+    with pytest.raises(BadInput, match="without one; expected the comment `Patient ID"):
+        source.entries()
 
 
 def test_cinc2021_leaves_ptbxl_out_and_knows_the_hospitals(tmp_path):

@@ -78,8 +78,23 @@ def test_the_check_sees_what_a_reader_must_not_do(tmp_path, monkeypatch, read, s
     monkeypatch.setitem(sys.modules, "data_pipelines.formats.broken", module)
     monkeypatch.setattr(check, "MOST_SECONDS", 0.2)
     (tmp_path / "x").write_bytes(b"1")
+    formats.find(tmp_path)  # imports are no reader's time
     with pytest.raises(check.Failed, match=says):
         check.check("broken", tmp_path, "x")
+
+
+def test_memory_that_is_taken_once_is_not_the_readers(tmp_path, monkeypatch):
+    """A table of the interpreter that doubles; `allocates`, above, does it each time."""
+    taken = []
+
+    def read(path, item=""):
+        if not taken:
+            taken.append(np.zeros(10 << 20, np.uint8))
+        raise BadInput(path, "x", "y", "z")
+
+    monkeypatch.setitem(sys.modules, "data_pipelines.formats.broken", types.SimpleNamespace(read=read))
+    (tmp_path / "x").write_bytes(b"1")
+    assert check.check("broken", tmp_path, "x") == "refused" and len(taken) == 1
 
 
 def test_failures_are_kept(tmp_path):

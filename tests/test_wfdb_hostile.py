@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import data_pipelines
+from data_pipelines import formats
 from data_pipelines.errors import BadInput
 from data_pipelines.formats import wfdb_header
 from data_pipelines.formats.wfdb_header import comment_labels, parse_header
@@ -170,6 +171,15 @@ def write_segment(header: Path, *names: str | None) -> None:
         for i, name in enumerate(names, 1)
     ]
     header.write_text(f"{header.stem} {len(names)} 250 100\n" + "\n".join(lines))
+
+
+@pytest.mark.parametrize("root", [None, "."])
+def test_a_link_to_itself_in_place_of_a_signal_file(record, root):
+    file = record.with_name("rec.dat")
+    file.unlink()
+    file.symlink_to(file.name)
+    with pytest.raises(BadInput, match="rec.dat: found a link that leads nowhere"):
+        formats.read(record, record.parent if root else None)
 
 
 def test_a_pipe_in_place_of_a_header_is_not_waited_for(record):

@@ -20,7 +20,7 @@ from data_pipelines.errors import BadInput
 
 def arguments(parser):
     add = parser.add_argument
-    add("--source", required=True, help="a folder of recordings, or simulated:subjects=200,seed=0")
+    add("--source", required=True, help="a folder of recordings, tfds:FOLDER, or simulated:subjects=200,seed=0")
     add("--output", required=True, help="folder (or s3://, gs:// address) of the store; of the stores, if several")
     add("--staging", type=Path, metavar="FOLDER", help="where a store for s3://, gs:// is made (default: in TMPDIR)")
     add("--keep-reports", action="store_true", help="store the text reports, and a vocabulary trained on them")
@@ -45,6 +45,9 @@ def run(args):
     from data_pipelines.storage import join, place
     from data_pipelines.subjects import new_key, read_key
 
+    for option in ("source", "output"):
+        if not getattr(args, option):  # a shell variable that is not set; as a path, it is the working directory
+            raise BadInput(f"--{option}", "nothing", "a folder", "write it out")
     runner = args.runner or ("shard" if args.shard else "local")
     if args.shard and runner != "shard":
         raise BadInput("--shard", f"--runner={runner}", "--runner=shard", "leave one of them out")

@@ -1,6 +1,7 @@
 """The datasets this package knows, one a module: where their files, subjects, splits, labels and reports are."""
 
 import importlib
+import re
 from pathlib import Path
 
 from data_pipelines import formats
@@ -39,10 +40,12 @@ def open_sources(where: str | Path) -> list[Source]:
         from data_pipelines.datasets.tfds_source import TFDSSource
 
         return [TFDSSource.from_text(str(where))]
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(where)):
+        raise BadInput("--source", "an address", "a folder on this machine", "download it first, or mount it")
     folder = Path(where)
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"
-        raise BadInput(folder, found, "a folder of recordings, or simulated", "check the path")
+        raise BadInput(folder, found, "a folder of recordings, tfds:FOLDER or simulated", "check the path")
     folder = folder.resolve()
     if source := _recognise(folder):
         return [source]
@@ -51,7 +54,9 @@ def open_sources(where: str | Path) -> list[Source]:
         return sources
     if not _holds_recordings(folder):
         expected = f"recordings ({', '.join(formats.READERS)}) or a known dataset"
-        raise BadInput(folder, "no recording", expected, "check the path or the download")
+        notes = formats.left_out_notes(formats.find(folder)[1], folder)
+        found = "; ".join(["no recording", *notes])
+        raise BadInput(folder, found, expected, "check the path or the download")
     from data_pipelines.datasets.folder import RecordingFolder
 
     return [RecordingFolder(folder)]

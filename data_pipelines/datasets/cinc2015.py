@@ -12,12 +12,13 @@ ALARMS = ("Asystole", "Bradycardia", "Tachycardia", "Ventricular_Tachycardia", "
 class CinC2015(Source):
     """Records such as `a103l`: kind of alarm, number, and `l` (30 s after the alarm included) or `s`.
 
-    Patients are not published; records of one number may be of one person, so the number is the subject.
+    From four hospitals in the USA and Europe (Clifford et al. 2015), so there is no one mains frequency; it, and all
+    above 40 Hz, was removed before publication. Patients are not published; records of one number may be of one
+    person, so the number is the subject.
     Labels: "true_alarm" 0/1 and "alarm/<kind>" 0/1, from the header's comments.
     """
 
     name = "cinc2015"
-    mains = 60.0
     ends = 300.0  # the alarm
     licence = "ODC-BY 1.0"
     citation = (

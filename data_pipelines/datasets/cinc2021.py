@@ -14,6 +14,9 @@ _MAPPINGS = ("dx_mapping_scored.csv", "dx_mapping_unscored.csv")
 class CinC2021(Source):
     """All headers below the folder. The Challenge publishes no patients: each record counts as one person.
 
+    That is known to be wrong for two of its databases: INCART's 74 records (`I...`) are of 32 persons, and PTB has
+    several of many (`S...`); `note` says so.
+
     The Challenge's copy of PTB-XL (`HR...`) is left out: its patients are split by fold in PTB-XL itself, and would
     otherwise be in training here and in test there. Codes of the mapping files are 0/1 labels "dx/<code>".
     """
@@ -23,6 +26,7 @@ class CinC2021(Source):
     licence = "CC BY 4.0"
     citation = "Reyna MA, et al. Will Two Do? Varying Dimensions in Electrocardiography. CinC 2021."
     download = "wget -r -N -c -np https://physionet.org/files/challenge-2021/1.0.3/"
+    note = "persons are not published: two recordings of one person may come to lie in different splits"
 
     @staticmethod
     def recognises(folder: Path) -> bool:

@@ -4,16 +4,20 @@ from functools import cached_property
 from pathlib import Path
 
 from data_pipelines.datasets.source import Entry, Source, number, read_table, sorted_entries, table_columns
-from data_pipelines.formats.wfdb_header import comment_fields
+from data_pipelines.errors import BadInput
+from data_pipelines.formats.wfdb_header import comment_fields, read_header
+from data_pipelines.inside import inside
 from data_pipelines.recording import Recording
 
 _ABNORMALITIES = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF")
+_HEADERS, _TOLD = ("*.hea", "exams_part*/*.hea"), {"exam id", "patient id", "chagas label"}
 
 
 class CODE15(Source):
     """As WFDB records, in the layout of the 2025 Challenge.
 
-    `records.csv` says which patient a record is from; age, sex and the Chagas label stand in the header.
+    Its script writes headers whose comments tell exam, patient, age, sex and Chagas label, in one folder or in
+    `exams_part0` ...; where a `records.csv` lists the records, it says whose they are.
     """
 
     name = "code15"
@@ -25,12 +29,28 @@ class CODE15(Source):
 
     @staticmethod
     def recognises(folder: Path) -> bool:
-        return set(CODE15.columns) <= set(table_columns(folder / "records.csv"))
+        if set(CODE15.columns) <= set(table_columns(folder / "records.csv")):
+            return True
+        first = next((path for pattern in _HEADERS for path in folder.glob(pattern)), None)
+        try:
+            return first is not None and _TOLD <= comment_fields(read_header(first).comments).keys()
+        except BadInput:
+            return False
 
     def entries(self) -> list[Entry]:
+        if not (self.root / "records.csv").is_file():
+            paths = (path for pattern in _HEADERS for path in self.root.glob(pattern))
+            return sorted_entries([self._entry(path) for path in paths], self.root)
         rows = read_table(self.root / "records.csv", self.columns, unique="record")
         entries = [Entry(row["patient id"].strip(), row["record"], "", f"{row['record']}.hea") for row in rows]
         return sorted_entries(entries, self.root / "records.csv")
+
+    def _entry(self, path: Path) -> Entry:
+        person = comment_fields(read_header(inside(path, self.root)).comments).get("patient id")
+        if not person:
+            expected = "the comment `Patient ID: ...` in every header"
+            raise BadInput(self.root, "a record without one", expected, "make the records again, or remove it")
+        return Entry(person, path.stem, "", path.relative_to(self.root).as_posix())
 
     def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
         labels, chagas = recording.labels, comment_fields(recording.comments).get("chagas label", "").lower()

@@ -30,8 +30,6 @@ class RecordingFolder(Source):
                 f"{nameless} of {len(found)} files name no patient: each of these recordings counts as a person, "
                 "and two of one patient may come to lie in different splits"
             )
-        if unknown:
-            kinds = ", ".join(f"{suffix or 'no suffix'} ({n})" for suffix, n in sorted(unknown.items()))
-            notes.append(f"{sum(unknown.values())} files of no known format were left out: {kinds}")
+        notes += formats.left_out_notes(unknown, self.root)
         self.note = "; ".join(notes)
         return sorted_entries(entries, self.root)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipelines import formats
 from data_pipelines.errors import BadInput
+from data_pipelines.inside import inside
 from data_pipelines.recording import Recording
 
 
@@ -80,9 +81,12 @@ class Source(ABC):
     def file_of(self, entry: Entry) -> Path:
         """The entry's path below the root; BadInput if a table or a link leads out of it."""
         path = self.root / entry.path
-        if ".." in path.parts or not path.resolve().is_relative_to(self.root.resolve()):
-            raise BadInput(self.root, "a record outside the dataset's folder", "records inside it", "correct the table")
-        return path
+        try:
+            if ".." not in path.parts:
+                return inside(path, self.root)
+        except BadInput:
+            pass
+        raise BadInput(self.root, "a record outside the dataset's folder", "records inside it", "correct the table")
 
     def signals(self, entry: Entry) -> Recording:
         """The entry's file as it is; what the dataset knows besides is added by `read`."""

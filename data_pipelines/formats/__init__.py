@@ -79,8 +79,8 @@ def find(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
 
     Returns:
         (path relative to the folder, or "path#item"; person, or "") of each, sorted; and, by suffix ("other" where it
-        is no usual one), how many other files there are that no reader knows. A file that belongs to another's
-        recording is in neither.
+        is no usual one, "unreadable" where it cannot be opened), how many other files there are that no reader knows.
+        A file that belongs to another's recording is in neither.
     """
     found: dict[Path, ModuleType] = {}
     unknown: list[Path] = []
@@ -106,8 +106,32 @@ def find(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
         if path not in belonging:
             suffix = path.suffix.lower()
             suffix = suffix if suffix.removeprefix(".") in {"", *_USUAL_SUFFIXES} else "other"
+            suffix = suffix if os.access(path, os.R_OK) else "unreadable"
             suffixes[suffix] = suffixes.get(suffix, 0) + 1
     return out, suffixes
+
+
+def left_out_notes(suffixes: dict[str, int], folder: Path) -> list[str]:
+    """What a user might take to be read below a folder, and is not, in words without any name.
+
+    Args:
+        suffixes: as `find` counts them.
+    """
+    notes = []
+    if suffixes:
+        kinds = ", ".join(f"{suffix or 'no suffix'} ({n})" for suffix, n in sorted(suffixes.items()))
+        notes.append(f"{sum(suffixes.values())} files of no known format were left out: {kinds}")
+    closed: list[OSError] = []
+    links = sum(
+        os.path.islink(os.path.join(place, name))
+        for place, names, _ in os.walk(folder, onerror=closed.append)
+        for name in names
+    )
+    if closed:
+        notes.append(f"folders that cannot be opened were left out: {len(closed)}")
+    if links:
+        notes.append(f"links to folders were not followed: {links}")
+    return notes
 
 
 # A damaged file is listed all the same: reading it raises, and bulk work writes the reason down.
@@ -166,7 +190,9 @@ def _with_header(path: Path) -> Path:
 def _stay_inside(module: ModuleType, path: Path, root: Path | None, parts: Iterable[Path] | None = None) -> None:
     if parts is None:
         parts = module.parts(path) if hasattr(module, "parts") else ()
+    # the file's own folder, or that of what it links to: its signal files lie there
+    folders = [root] if root is not None else [path.parent, inside(path, Path("/")).resolve().parent]
     for file in (path, *parts):
-        inside(file, *([root] if root is not None else [path.parent, path.resolve().parent]))
+        inside(file, *folders)
     if module.__name__ in _DESCRIBED and (described := find_sidecar(path)):
         inside(described, root if root is not None else described.parent)

@@ -20,7 +20,7 @@ from data_pipelines.batch import TokenBatch
 from data_pipelines.config import DataConfig, TokenConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.plans import Plans
-from data_pipelines.rows import RowRandom, RowWriter, empty_batch, signal_tokens
+from data_pipelines.rows import Change, RowRandom, RowWriter, WindowChanges, empty_batch, signal_tokens
 from data_pipelines.text import Reports
 
 _ENDLESS = 1 << 40  # batches; Grain wants a length
@@ -35,9 +35,10 @@ class Rows:
         hide: False makes every token visible and none a target.
         strategy: one mask strategy for every window; None draws by weight.
         label_names: columns of `TokenBatch.labels`.
+        augment: how windows are changed; None leaves them as they are, whatever `data` says.
     """
 
-    def __init__(self, stores, tokens, data, split, plans_dir, hide=True, strategy=None, label_names=()):
+    def __init__(self, stores, tokens, data, split, plans_dir, hide=True, strategy=None, label_names=(), augment=None):
         windows.check(tokens, data)
         if hide:
             masking.check(data.mask, tokens)
@@ -50,6 +51,7 @@ class Rows:
         self.reports = Reports(self.stores, tokens, self.tokenizer)
         self.plans = Plans(plans_dir, self.stores, tokens, data, split, self.reports, hide)
         self._mask = data.mask if hide else None
+        self._augment = augment if augment is not None and augment.changes else None
         self._labels = [_label_table(store, label_names) for store in self.stores]
         self._label_count = len(label_names)
 
@@ -57,20 +59,21 @@ class Rows:
         """Rows of an epoch; a number beyond the last row gives an empty row, which weighs nothing."""
         plan = self.plans.get(epoch)
         batch = empty_batch(len(rows), self.plans.capacities, self.tokens, self._label_count)
-        random = RowRandom()
+        random, changes = RowRandom(), self._augment and WindowChanges(self._augment)
         for position, row in enumerate(rows):
             rng = random.at(self.data.seed, epoch, row)
             writer = RowWriter(batch, position, self.tokens, self._mask, rng, self.strategy)
             for window in plan.row(row):
-                self._add(writer, plan, int(window))
+                change = changes and changes.of(self.data.seed, epoch, row, int(window))
+                self._add(writer, plan, int(window), change)
         return batch
 
-    def _add(self, writer: RowWriter, plan, window: int) -> None:
+    def _add(self, writer: RowWriter, plan, window: int, change: Change | None) -> None:
         store, recording = int(plan.store[window]), int(plan.recording[window])
         start, seconds = float(plan.start[window]), float(plan.seconds[window])
         blocks = self.stores[store].read_blocks(recording, start, seconds)
         labels = self._labels[store][recording] if self._label_count else None
-        writer.add(blocks, self.reports.ids(store, recording), window, labels, seconds)
+        writer.add(blocks, self.reports.ids(store, recording), window, labels, seconds, change)
 
 
 def _label_table(store, names) -> np.ndarray:
@@ -235,7 +238,8 @@ def make_loader(
     Raises:
         BadInput: bad config, no window, a window larger than a row, or a state of other stores or settings.
     """
-    rows = Rows(stores, tokens, data, split, plans_dir, hide, label_names=label_names)
+    augment = data.augment if split == "train" else None
+    rows = Rows(stores, tokens, data, split, plans_dir, hide, label_names=label_names, augment=augment)
     return Loader(rows, host, hosts, state)
 
 
@@ -257,7 +261,7 @@ def evaluation_batches(
     Args:
         strategy: masks of this kind only; None draws them by `data.mask.weights`.
         hide: False makes every token visible and none a target (V = T), for embedding.
-        Others: as in `make_loader`. Mixture weights and `data.seed` are ignored.
+        Others: as in `make_loader`. Mixture weights, augmentation and `data.seed` are ignored.
     """
     fixed = dataclasses.replace(data, weights={}, seed=0, window=dataclasses.replace(data.window, random_start=False))
     if data.rows % hosts:

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("packing", "reading", "wfdb_reader", "preprocessing", "attention", "bootstrap", "million")
+BENCHMARKS = ("packing", "reading", "wfdb_reader", "preprocessing", "augmenting", "attention", "bootstrap", "million")
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def exported(tmp_path_factory):
                 figures = {"brier": [0.4, 0.2], "calibration_error": [0.3, 0.1]}
                 fitted = calibrated.Calibrated(
                     **told, labels=labels, temperature=(2.5, 0.4), thresholds=(0.31, float("nan")), rule="youden",
-                    specificity=0.95, recordings=12, figures=figures,
+                    specificity=0.95, recordings=12, positives=(6, 4), figures=figures,
                 )  # fmt: skip
                 calibrated.write(fitted, step)
                 lines = [{"step": s, "validation/macro_auroc": a} for s, a in ((2, 0.75), (3, 0.875), (4, 0.99))]

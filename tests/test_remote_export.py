@@ -64,7 +64,7 @@ def test_a_calibration_there_lies_beside_its_step(run):
     assert of == calibrated.Step.of(run / "checkpoints" / "3")
     made = calibrated.Calibrated(
         step=of.number, weights=of.digest, task="t", labels=("a",), exclusive=False, temperature=(1.5,),
-        thresholds=(0.25,), rule="f1", specificity=0.95, recordings=3, figures={"brier": [0.25, 0.125]},
+        thresholds=(0.25,), rule="f1", specificity=0.95, recordings=3, positives=(1,), figures={"brier": [0.25, 0.125]},
     )  # fmt: skip
     assert calibrated.write(made, step) == f"{RUN}/checkpoints/calibration-3.json"
     assert calibrated.read(step) == made and record.trained_on(encoding.load(RUN).provenance).complete

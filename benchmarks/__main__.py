@@ -4,7 +4,7 @@ import importlib
 import sys
 
 BENCHMARKS = (
-    *("packing", "reading", "wfdb_reader", "preprocessing", "attention", "bootstrap", "million"),
+    *("packing", "reading", "wfdb_reader", "preprocessing", "augmenting", "attention", "bootstrap", "million"),
     *("overheads", "saving", "starting", "padding", "torch_step"),
 )
 

@@ -24,7 +24,7 @@ class AugmentConfig:
         scale: every channel times one factor between 1 / (1 + scale) and 1 + scale.
         noise: white noise with a deviation up to this.
         powerline: amplitude, up to this, of a sine at 50 or 60 Hz.
-        drop: chance of each channel to be taken away; one that holds samples always stays.
+        drop: chance of each channel to be taken away; of those that share a rate, one that holds samples always stays.
         cutout_seconds: a stretch up to this long is taken away from all channels.
         probability: of each step but the crop, on each window.
     """
@@ -38,6 +38,12 @@ class AugmentConfig:
     cutout_seconds: float = 0.0
     probability: float = 0.5
 
+    @property
+    def changes(self) -> bool:
+        """Whether any window can come out other than it went in."""
+        others = (self.shift_seconds, self.scale, self.noise, self.powerline, self.drop, self.cutout_seconds)
+        return self.crop_seconds > 0 or (self.probability > 0 and max(others) > 0)
+
     def check(self, where: str = "augment") -> None:
         """Raises BadInput, with `where` as the name of this part of a config, for an amount that cannot be."""
         for name in self.__dataclass_fields__:
@@ -47,7 +53,13 @@ class AugmentConfig:
                 raise BadInput(f"{where}.{name}", str(value), expected, "correct the config")
 
 
-def apply(samples: np.ndarray, rate: float, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+def apply(
+    samples: np.ndarray,
+    rate: float,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    own: np.random.Generator | None = None,
+) -> np.ndarray:
     """Augments one window: crop, shift, scale, noise, powerline, channel dropout, cutout, in this order.
 
     The crop comes first, so that a shift moves what is kept; what takes away comes last, so that nothing is added to
@@ -55,25 +67,28 @@ def apply(samples: np.ndarray, rate: float, config: AugmentConfig, rng: np.rando
     one window with generators of one seed are cropped, shifted and cut at the same times.
 
     Args:
-        samples: float [C, n], NaN where absent. rate: Hz. config: amounts. rng: the only source of chance.
+        samples: float [C, n], NaN where absent. rate: Hz. config: amounts.
+        rng: what decides which steps are taken, and when. own: of all else (factors, noise, dropped channels), which
+            would otherwise be the same in sensors whose generators have one seed; None: `rng`.
 
     Returns:
         A new [C, m] array of the same type; m < n only after a crop.
     """
     place, moved, at, length = rng.random(4)
     wanted = rng.random(6) < config.probability
+    own = rng if own is None else own
     out = crop(samples, rate, place, config.crop_seconds) if config.crop_seconds else samples.copy()
     if config.shift_seconds and wanted[0]:
         out = shift(out, rate, (2 * moved - 1) * config.shift_seconds)
     if config.scale and wanted[1]:
-        out = scale(out, (1 + config.scale) ** rng.uniform(-1, 1))
+        out = scale(out, (1 + config.scale) ** own.uniform(-1, 1))
     if config.noise and wanted[2]:
-        out = noise(out, rng.uniform(0, config.noise), rng)
+        out = noise(out, own.uniform(0, config.noise), own)
     if config.powerline and wanted[3]:
-        amplitude, phase = rng.uniform(0, config.powerline), rng.uniform(0, 2 * np.pi)
-        out = powerline(out, rate, float(rng.choice(MAINS)), amplitude, phase)
+        amplitude, phase = own.uniform(0, config.powerline), own.uniform(0, 2 * np.pi)
+        out = powerline(out, rate, float(own.choice(MAINS)), amplitude, phase)
     if config.drop and wanted[4]:
-        out = drop_channels(out, _dropped(~np.isnan(out).all(axis=1), config.drop, rng))
+        out = drop_channels(out, _dropped(~np.isnan(out).all(axis=1), config.drop, own))
     if config.cutout_seconds and wanted[5]:
         out = cutout(out, rate, at, length * config.cutout_seconds)
     return out
@@ -103,16 +118,17 @@ def scale(samples: np.ndarray, factor: float) -> np.ndarray:
 
 def noise(samples: np.ndarray, amplitude: float, rng: np.random.Generator) -> np.ndarray:
     """Adds white noise, independent in every channel, `amplitude` times the channel's deviation."""
-    added = rng.standard_normal(samples.shape, np.float32) * (amplitude * _deviations(samples))
-    return samples + added.astype(samples.dtype)
+    added = rng.standard_normal(samples.shape, np.float32)
+    added *= (amplitude * _deviations(samples)).astype(np.float32)
+    return samples + added.astype(samples.dtype, copy=False)
 
 
 def powerline(samples: np.ndarray, rate: float, hertz: float, amplitude: float, phase: float) -> np.ndarray:
     """Adds the mains' sine, of one phase (radians) in all channels; a rate too low to hold it changes nothing."""
     if hertz >= rate / 2:
         return samples.copy()
-    wave = np.sin(2 * np.pi * hertz * np.arange(samples.shape[1]) / rate + phase)
-    return samples + (amplitude * _deviations(samples) * wave).astype(samples.dtype)
+    wave = np.sin(2 * np.pi * hertz * np.arange(samples.shape[1]) / rate + phase).astype(samples.dtype)
+    return samples + (amplitude * _deviations(samples)).astype(samples.dtype) * wave
 
 
 def drop_channels(samples: np.ndarray, dropped: np.ndarray) -> np.ndarray:
@@ -143,7 +159,7 @@ def _dropped(present: np.ndarray, chance: float, rng: np.random.Generator) -> np
 def _deviations(samples: np.ndarray) -> np.ndarray:
     """[C, 1] standard deviation of what is present; 0 where nothing is."""
     there = ~np.isnan(samples)
-    count = np.maximum(there.sum(1, keepdims=True), 1)
-    centred = np.where(there, samples, 0).astype(np.float64)
-    centred = np.where(there, centred - centred.sum(1, keepdims=True) / count, 0)
-    return np.sqrt(np.square(centred).sum(1, keepdims=True) / count)
+    count = np.maximum(there.sum(1, keepdims=True), 1).astype(samples.dtype)
+    present = np.where(there, samples, samples.dtype.type(0))
+    centred = np.where(there, present - present.sum(1, keepdims=True) / count, samples.dtype.type(0))
+    return np.sqrt(np.einsum("cn,cn->c", centred, centred)[:, None] / count)

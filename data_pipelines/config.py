@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from data_pipelines.augment import AugmentConfig
 from data_pipelines.signals import MODALITIES
 
 
@@ -79,6 +80,7 @@ class DataConfig:
         weights: store name -> mixture weight (1 for those not named); 0 leaves a store out.
         window: see `WindowConfig`.
         mask: see `MaskConfig`.
+        augment: see `AugmentConfig`; of training windows alone, anew in each epoch.
         tokenizer: path of a `tokenizer.json`; "" takes the one kept with the stores.
         rows: B, rows of a global batch.
         row_tokens: T. row_visible: V; 0 = ceil of what the mask leaves visible of T. row_windows: S.
@@ -94,6 +96,7 @@ class DataConfig:
     weights: dict[str, float] = field(default_factory=dict)
     window: WindowConfig = field(default_factory=WindowConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     tokenizer: str = ""
     rows: int = 8
     row_tokens: int = 2560

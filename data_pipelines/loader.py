@@ -20,7 +20,7 @@ from data_pipelines.batch import TokenBatch
 from data_pipelines.config import DataConfig, TokenConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.plans import Plans
-from data_pipelines.rows import RowRandom, RowWriter, empty_batch, signal_tokens
+from data_pipelines.rows import Change, RowRandom, RowWriter, WindowChanges, empty_batch, signal_tokens
 from data_pipelines.text import Reports
 
 _ENDLESS = 1 << 40  # batches; Grain wants a length
@@ -35,11 +35,11 @@ class Rows:
         hide: False makes every token visible and none a target.
         strategy: one mask strategy for every window; None draws by weight.
         label_names: columns of `TokenBatch.labels`.
-        labelled: leaves out recordings that have none of these labels.
+        training: windows are augmented as `data` says, and recordings that have none of the labels are left out.
     """
 
     def __init__(
-        self, stores, tokens, data, split, plans_dir, hide=True, strategy=None, label_names=(), labelled=False
+        self, stores, tokens, data, split, plans_dir, hide=True, strategy=None, label_names=(), training=False
     ):
         windows.check(tokens, data)
         if hide:
@@ -52,8 +52,9 @@ class Rows:
         self.tokenizer = text.choose_tokenizer(self.stores, tokens, data.tokenizer)
         self.reports = Reports(self.stores, tokens, self.tokenizer)
         self._mask = data.mask if hide else None
+        self._augment = data.augment if training and data.augment.changes else None
         self._labels = [_label_table(store, label_names) for store in self.stores]
-        taken = [~np.isnan(table).all(axis=1) for table in self._labels] if labelled else None
+        taken = [~np.isnan(table).all(axis=1) for table in self._labels] if training and label_names else None
         self.plans = Plans(plans_dir, self.stores, tokens, data, split, self.reports, hide, taken)
         self._label_count = len(label_names)
 
@@ -61,20 +62,21 @@ class Rows:
         """Rows of an epoch; a number beyond the last row gives an empty row, which weighs nothing."""
         plan = self.plans.get(epoch)
         batch = empty_batch(len(rows), self.plans.capacities, self.tokens, self._label_count)
-        random = RowRandom()
+        random, changes = RowRandom(), self._augment and WindowChanges(self._augment)
         for position, row in enumerate(rows):
             rng = random.at(self.data.seed, epoch, row)
             writer = RowWriter(batch, position, self.tokens, self._mask, rng, self.strategy)
             for window in plan.row(row):
-                self._add(writer, plan, int(window))
+                change = changes and changes.of(self.data.seed, epoch, row, int(window))
+                self._add(writer, plan, int(window), change)
         return batch
 
-    def _add(self, writer: RowWriter, plan, window: int) -> None:
+    def _add(self, writer: RowWriter, plan, window: int, change: Change | None) -> None:
         store, recording = int(plan.store[window]), int(plan.recording[window])
         start, seconds = float(plan.start[window]), float(plan.seconds[window])
         blocks = self.stores[store].read_blocks(recording, start, seconds)
         labels = self._labels[store][recording] if self._label_count else None
-        writer.add(blocks, self.reports.ids(store, recording), window, labels, seconds)
+        writer.add(blocks, self.reports.ids(store, recording), window, labels, seconds, change)
 
 
 def _label_table(store, names) -> np.ndarray:
@@ -229,18 +231,18 @@ def make_loader(
     Args:
         stores: opened `store.Store`s.
         tokens, data: `data.rows` is of the global batch; each host gets rows // hosts of it.
-        split: "train", "validation" or "test".
+        split: "train", "validation" or "test"; windows of train alone are augmented.
         plans_dir: a folder for plans, of this host or shared.
         host, hosts: which slice of every global batch.
         state: of an earlier loader; None starts at epoch 0.
         hide: False makes every token visible and none a target (V = T), for supervised training.
-        label_names: labels to deliver, in this order; recordings that have none of them are left out.
+        label_names: labels to deliver, in this order; train recordings that have none of them are left out.
 
     Raises:
         BadInput: bad config, no window, a window larger than a row, or a state of other stores or settings.
     """
-    labelled = bool(label_names)
-    rows = Rows(stores, tokens, data, split, plans_dir, hide, label_names=label_names, labelled=labelled)
+    training = split == "train"
+    rows = Rows(stores, tokens, data, split, plans_dir, hide, label_names=label_names, training=training)
     return Loader(rows, host, hosts, state)
 
 
@@ -262,7 +264,7 @@ def evaluation_batches(
     Args:
         strategy: masks of this kind only; None draws them by `data.mask.weights`.
         hide: False makes every token visible and none a target (V = T), for embedding.
-        Others: as in `make_loader`. Mixture weights and `data.seed` are ignored.
+        Others: as in `make_loader`. Mixture weights, augmentation and `data.seed` are ignored.
     """
     fixed = dataclasses.replace(data, weights={}, seed=0, window=dataclasses.replace(data.window, random_start=False))
     if data.rows % hosts:

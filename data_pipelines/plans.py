@@ -71,8 +71,9 @@ class Plans:
 
     def _inputs_digest(self) -> str:
         data = dataclasses.asdict(self._data)
-        # where the stores lie and who reads them decide nothing; neither do rows: a plan has rows, not batches
-        for name in ("stores", "tokenizer", "rows", "workers", "verify"):
+        # where the stores lie and who reads them decide nothing; neither do rows: a plan has rows, not batches; and
+        # augmentation takes away at most
+        for name in ("stores", "tokenizer", "rows", "workers", "verify", "augment"):
             del data[name]
         for name in ("begin", "end"):  # they came later: plans without them are what they were
             if not data["window"][name]:

@@ -4,19 +4,22 @@ The one way into a `TokenBatch`: training, evaluation and ad-hoc embedding all p
 """
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import groupby
 
 import numpy as np
 
-from data_pipelines import frames, masking, preprocess
+from data_pipelines import augment, frames, masking, preprocess
+from data_pipelines.augment import AugmentConfig
 from data_pipelines.batch import MODALITY_OF, TokenBatch
 from data_pipelines.config import MaskConfig, TokenConfig
 from data_pipelines.signals import CLS, MODALITIES, TEXT
 from data_pipelines.windows import longest_patch, used_channels
 
 _NAMES = tuple(MODALITIES)
+
+Change = Callable[[np.ndarray, float], np.ndarray]
 
 
 def empty_batch(rows: int, capacities: tuple[int, int, int], tokens: TokenConfig, labels: int = 0) -> TokenBatch:
@@ -57,6 +60,23 @@ class RowRandom:
         return self._generator
 
 
+class WindowChanges:
+    """Augmentation as a function of a few integers that name a window, whoever reads it and in whatever order."""
+
+    def __init__(self, config: AugmentConfig):
+        self._config, self._moves, self._own = config, RowRandom(), RowRandom()
+
+    def of(self, *numbers: int) -> Change:
+        """The change of one window, for `RowWriter.add`: its sensors move together, and have noise of their own."""
+        runs = itertools.count(1)
+
+        def change(samples, rate):
+            moves, own = self._moves.at(*numbers, 0), self._own.at(*numbers, next(runs))
+            return augment.apply(samples, rate, self._config, moves, own)
+
+        return change
+
+
 class RowWriter:
     """Places windows one after another into one row of a batch.
 
@@ -89,6 +109,7 @@ class RowWriter:
         window: int,
         labels: np.ndarray | None = None,
         seconds: float | None = None,
+        change: Change | None = None,
     ) -> None:
         """Writes one window; one with no valid signal token leaves its slot as padding.
 
@@ -98,11 +119,13 @@ class RowWriter:
             text: int32 [k] token ids.
             window: goes into `batch.window`.
             labels: float [K]. seconds: the planned length, which bounds every channel's tokens; None: no bound.
+            change: what happens to normalised samples of channels that share a rate before they are cut: (float [C, n]
+                with NaN, Hz) -> [C, m]; None: nothing.
         """
         row, begin, slot = self._row, self._next, self._slot
         self._slot += 1
         end = begin + 1
-        for channels, patches, time in signal_tokens(blocks, self._tokens, seconds):
+        for channels, patches, time in signal_tokens(blocks, self._tokens, seconds, change):
             stop = end + len(channels)
             row.patches[end:stop, : patches.shape[1]] = patches
             row.channel[end:stop], row.time[end:stop] = channels, time
@@ -138,7 +161,7 @@ class RowWriter:
         row.visible[at + 1 : self._visible] = positions
 
 
-def signal_tokens(blocks, tokens: TokenConfig, seconds: float | None = None):
+def signal_tokens(blocks, tokens: TokenConfig, seconds: float | None = None, change: Change | None = None):
     """Cuts a window's channels into tokens, channel by channel in the given order; or into `frames`.
 
     Args: see `RowWriter.add`.
@@ -148,11 +171,11 @@ def signal_tokens(blocks, tokens: TokenConfig, seconds: float | None = None):
         float32 [n] of the tokens that are there. A token with an invalid sample is not; nor is a channel that the
         config leaves out. With `tokens.layout` "frame": the same of each modality's frames.
     """
-    made = _channel_tokens(blocks, tokens, seconds)
+    made = _channel_tokens(blocks, tokens, seconds, change)
     return frames.join(made, tokens) if tokens.layout == "frame" else made
 
 
-def _channel_tokens(blocks, tokens, seconds):
+def _channel_tokens(blocks, tokens, seconds, change):
     patch_of = tuple(tokens.patch[name] for name in tokens.modalities)
     for channels, samples in blocks:
         for rate, patch, rows, ids in _runs(tuple(channels), tokens.modalities, patch_of, tokens.channels):
@@ -163,7 +186,12 @@ def _channel_tokens(blocks, tokens, seconds):
                 continue
             x = _with_sentinel(samples[rows])
             whole = bool(np.minimum.reduce(x, axis=None) > preprocess.INVALID)
-            patches = preprocess.normalise(x, whole)[:, : k * patch].reshape(len(ids) * k, patch)
+            x = preprocess.normalise(x, whole)
+            if change is not None:
+                x = change(x, rate)
+                k = min(k, x.shape[1] // patch)
+                whole = not np.isnan(np.minimum.reduce(x, axis=None, initial=0.0))
+            patches = x[:, : k * patch].reshape(len(ids) * k, patch)
             channel, time = _layout(ids, k, patch, rate)
             if whole:  # far cheaper than looking at every token, and nearly always so
                 yield channel, patches, time
@@ -187,7 +215,7 @@ def _runs(channels, modalities, patch_of, channel_set):
     patches = dict(zip(modalities, patch_of))
     used = [(row, channel, _NAMES[MODALITY_OF[channel]]) for row, channel in enumerate(channels) if wanted[channel]]
     runs = []
-    for (rate, patch), run in groupby(used, key=lambda u: (MODALITIES[u[2]].rate, patches[u[2]])):
+    for (rate, patch), run in itertools.groupby(used, key=lambda u: (MODALITIES[u[2]].rate, patches[u[2]])):
         rows, ids, _ = zip(*run)
         whole = rows == tuple(range(rows[0], rows[-1] + 1))
         runs.append((rate, patch, slice(rows[0], rows[-1] + 1) if whole else list(rows), ids))

@@ -122,6 +122,7 @@ def check(tokens: TokenConfig, data: DataConfig) -> None:
             raise BadInput(f"config.{name}", str(value), f"{bound} or more", "correct the config")
     if not 0 <= data.quality_minimum < 1:
         raise BadInput("config.data.quality_minimum", f"{data.quality_minimum:g}", "0 to below 1", "correct the config")
+    data.augment.check("config.data.augment")
     window = data.window
     if not 0 < window.minimum_seconds <= window.seconds:
         raise BadInput(

@@ -46,6 +46,7 @@ def test_what_is_too_certain_becomes_right_and_is_called(kind):
         before, after = made.figures[name]
         assert after < before - 0.01
     assert made.figures["calibration_error"][1] < 0.03 and made.recordings == (3980 if kind == "multiclass" else 4000)
+    assert made.positives == tuple(np.nansum(calibrated.known_labels(task, found.labels), axis=0))
     values = made.probabilities(found.values)
     called = made.decisions(values)
     if kind == "multiclass":
@@ -103,6 +104,7 @@ def test_predictions_are_calibrated_once_the_checkpoint_is(bench, tmp_path, caps
     assert command("calibrate", bench, "--rule=youden", "--unchecked-subjects") == 0
     out = capsys.readouterr().out
     assert "12 validation recordings" in out and "brier/rate/fast" in out
+    assert "rate/fast: 4 of 12 are positive: too few" in out
     step = checkpoint.find_step(bench[0])
     made = calibrated.read(step)
     assert (made.step, made.rule, made.labels) == (3, "youden", ("rhythm/irregular", "rate/fast"))

@@ -58,7 +58,7 @@ def exported(tmp_path_factory):
                 figures = {"brier": [0.4, 0.2], "calibration_error": [0.3, 0.1]}
                 fitted = calibrated.Calibrated(
                     **told, labels=labels, temperature=(2.5, 0.4), thresholds=(0.31, float("nan")), rule="youden",
-                    specificity=0.95, recordings=12, figures=figures,
+                    specificity=0.95, recordings=12, positives=(6, 4), figures=figures,
                 )  # fmt: skip
                 calibrated.write(fitted, step)
                 lines = [{"step": s, "validation/macro_auroc": a} for s, a in ((2, 0.75), (3, 0.875), (4, 0.99))]
@@ -83,9 +83,9 @@ def test_every_head_agrees_from_raw_signals_on(name, exported):
     )
     assert max(differences.values()) <= 1e-5
     task = module.CSFMTask.from_folder(folder)
-    x = signal(22)  # five windows, of which a task reads four
+    x = signal(44)  # eleven windows, of which a task reads ten: four of ten seconds
     found, expected = task.predict(x, 200, CHANNELS), model.tell(x, 200, CHANNELS)
-    assert found.scores.shape == expected.scores.shape == (4, len(model.outputs))
+    assert found.scores.shape == expected.scores.shape == (10, len(model.outputs))
     np.testing.assert_allclose(found.scores.numpy(), expected.scores, rtol=1e-5, atol=1e-5)
     assert tuple(found.values) == tuple(expected.values) == model.outputs
     unit = model.config.adaptation.scale or (1.0,)

@@ -22,6 +22,9 @@ from data_pipelines.store import open_stores
 from data_pipelines.subjects import PUBLIC_KEY, fingerprint
 
 STEPS = 12
+SETTINGS = (
+    "--config.adaptation.head=attention", "--config.data.augment.noise=0.2", "--config.data.augment.shift_seconds=0.2",
+)  # fmt: skip
 PEOPLE = (fingerprint(PUBLIC_KEY), "simulated")
 
 
@@ -48,9 +51,9 @@ def bench(tmp_path_factory, tiny_stores):
 
 @pytest.fixture(scope="module")
 def finished(bench):
-    """A run that was never stopped: a whole encoder with layer decay and an attention head."""
+    """A run that was never stopped: a whole encoder with layer decay and an attention head, on augmented windows."""
     workdir = bench.folder / "whole"
-    code, out, err = bench.run(workdir, "--config.adaptation.head=attention")
+    code, out, err = bench.run(workdir, *SETTINGS)
     assert (code, err) == (0, "")
     return workdir, out
 
@@ -97,10 +100,11 @@ def test_predictions_are_those_of_validation_and_only_of_unseen_subjects(finishe
 
 
 def test_killed_and_started_again_it_is_the_run_that_was_never_stopped(bench, finished, tmp_path):
-    head = "--config.adaptation.head=attention"
-    assert bench.interrupt_at(8, 9, tmp_path / "run", head) == -9  # the checkpoint of step 3 stands, validation is past
+    assert (
+        bench.interrupt_at(8, 9, tmp_path / "run", *SETTINGS) == -9
+    )  # the checkpoint of step 3 stands, validation is past
     assert 8 <= last_step(tmp_path / "run") < STEPS
-    code, out, err = bench.run(tmp_path / "run", head)
+    code, out, err = bench.run(tmp_path / "run", *SETTINGS)
     assert (code, err) == (0, "") and " 0 done of" not in out
     assert learned(tmp_path / "run") == learned(finished[0])
     assert lines(tmp_path / "run", "validation") == lines(finished[0], "validation")

@@ -9,6 +9,7 @@ from small_checkpoints import toy_config, write_checkpoint
 
 from csfm_jax import encoding
 from csfm_jax.cli import main
+from csfm_jax.evaluation import calibrated
 from csfm_jax.export import golden
 from csfm_jax.training import record
 from data_pipelines import storage
@@ -54,6 +55,19 @@ def test_a_checkpoint_there_is_loaded_as_one_here(run):
     storage.write_bytes(f"{RUN}/{record.SUBJECTS}", b"another list")
     with pytest.raises(BadInput, match=f"{RUN}/{record.SUBJECTS}"):
         record.trained_on(there.provenance)
+
+
+def test_a_calibration_there_lies_beside_its_step(run):
+    step = f"{RUN}/checkpoints/3"
+    assert calibrated.read(step) is None
+    of = calibrated.Step.of(step)
+    assert of == calibrated.Step.of(run / "checkpoints" / "3")
+    made = calibrated.Calibrated(
+        step=of.number, weights=of.digest, task="t", labels=("a",), exclusive=False, temperature=(1.5,),
+        thresholds=(0.25,), rule="f1", specificity=0.95, recordings=3, positives=(1,), figures={"brier": [0.25, 0.125]},
+    )  # fmt: skip
+    assert calibrated.write(made, step) == f"{RUN}/checkpoints/calibration-3.json"
+    assert calibrated.read(step) == made and record.trained_on(encoding.load(RUN).provenance).complete
 
 
 def test_an_export_there_is_the_export_here(run, s3, tmp_path, capsys):

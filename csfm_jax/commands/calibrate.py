@@ -7,6 +7,7 @@ it: their probabilities are then calibrated, and come with decisions. A step tha
 from data_pipelines.errors import BadInput
 
 _RULES = ("f1", "youden", "specificity")
+_FEW = 20  # cases of the rarer class: below, a threshold is that of a few people
 
 
 def arguments(parser) -> None:
@@ -44,9 +45,14 @@ def run(args) -> None:
     print(f"{made.recordings} validation recordings; probabilities before and after:")
     for name, (before, after) in made.figures.items():
         print(f"  {name:<40}{before:.4f}  {after:.4f}")
+    for name, value in zip(made.labels, made.temperature * (len(made.labels) if made.exclusive else 1)):
+        print(f"  {'temperature/' + name:<40}{value:.4g}")
     for name, threshold in zip(made.labels, made.thresholds):
         told = f"{threshold:.4f}" if threshold == threshold else "none: one class only among validation recordings"
         print(f"  {'threshold/' + name:<40}{told}")
+    for name, positives in zip(made.labels, made.positives):
+        if min(positives, made.recordings - positives) < _FEW:
+            print(f"  {name}: {positives} of {made.recordings} are positive: too few to trust what was fitted on them")
     print(f"wrote {path}")
 
 

@@ -38,7 +38,8 @@ class Calibrated:
         thresholds: one a label, NaN where validation recordings had one class only; none of exclusive labels, of which
             the likeliest is called.
         rule: of `decisions.choose_thresholds`, or "likeliest". specificity: that the rule "specificity" keeps.
-        recordings: validation recordings with a label. figures: on them, name -> [before, after].
+        recordings: validation recordings with a label. positives: of each label among them.
+        figures: on them, name -> [before, after].
     """
 
     step: int
@@ -51,6 +52,7 @@ class Calibrated:
     rule: str
     specificity: float
     recordings: int
+    positives: tuple[int, ...]
     figures: dict[str, list[float]]
 
     def probabilities(self, values: np.ndarray) -> np.ndarray:
@@ -111,6 +113,7 @@ def fit(
         rule=rule,
         specificity=specificity,
         recordings=int((~np.isnan(truth)).any(axis=1).sum()),
+        positives=tuple(np.count_nonzero(truth > 0.5, axis=0).tolist()),
         figures={name: [before[name], after[name]] for name in before},
     )
 
@@ -196,7 +199,7 @@ def read(step: Place) -> Calibrated | None:
         nan = lambda values: [float("nan") if v is None else v for v in values]  # noqa: E731
         content["thresholds"] = tuple(nan(content["thresholds"]))
         content["figures"] = {name: nan(pair) for name, pair in content["figures"].items()}
-        for name in ("labels", "temperature"):
+        for name in ("labels", "temperature", "positives"):
             content[name] = tuple(content[name])
         calibrated = Calibrated(**content)
     except storage.Missing:

@@ -78,7 +78,7 @@ def text(config: Config, spec: Spec, run: dict, parameters: int, model: FineTune
 
 def _task(model, channels):
     task, ours, fitted = model.task, model.config.adaptation, model.calibrated
-    read = read_tokens(model.config).modalities
+    read, crops = read_tokens(model.config).modalities, task.windows(model.config.data.window.seconds)
     known = [c.name for c in CHANNELS if c.name in channels and c.modality in read]
     example = [c for c in ("I", "II", "PPG") if c in known] or known[:1]
     unit = MODALITIES[next(c.modality for c in CHANNELS if c.name == example[0])].unit
@@ -87,7 +87,7 @@ def _task(model, channels):
     label = model.outputs[0]
     lines = [
         "## Task\n",
-        f"{task.name}: {task.about} ({task.kind}). Reads {', '.join(read)}; the mean over up to {task.crops} windows "
+        f"{task.name}: {task.about} ({task.kind}). Reads {', '.join(read)}; the mean over up to {crops} windows "
         f"of a recording. Head: {ours.head}; trained: {ours.trainable}.\n",
         f"Labels: {', '.join(model.outputs)}.\n",
         _PREDICT.format(channels=example, unit=unit, label=label, meaning=meaning, decisions=decisions),

@@ -47,7 +47,7 @@ def task_config(model: FineTuned) -> dict:
         "head": ours.head,
         "gate": list(GATE),
         "sensors": list(read_tokens(model.config).modalities),
-        "crops": task.crops,
+        "crops": task.windows(window.seconds),
         "begin": window.begin,
         "end": window.end,
         "mean": list(ours.mean),

@@ -15,7 +15,7 @@ COMMANDS = {
     "finetune": "teach a checkpoint a task, or go on where the same command stopped",
     "predict": "predictions of a fine-tuned checkpoint for recordings of a split",
     "plan": "will it fit on these TPUs, how fast at best: compiles with no TPU at hand",
-    "evaluate": "linear probe of a checkpoint against random initialisation",
+    "evaluate": "models compared over tasks and sensors, or a linear probe against random initialisation",
     "embed": "embeddings of many recordings, to Parquet",
     "show": "a recording on ECG paper with masked patches and their reconstruction, to PNG",
     "launch": "job files for TPU pods, GKE, SLURM, SkyPilot or this machine",

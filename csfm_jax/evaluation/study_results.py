@@ -116,6 +116,9 @@ def _groups(study: Study, setup: TaskSetup, replicates: int, seed: int, notes: l
             read = _read_models(study, setup, subset, reading, notes)
             if not read:
                 continue
+            if not set.intersection(*(set(test.key) for _, test in read.values())):
+                notes.append(f"{setup.task.name}, sensors {subset.word}: no test recording was predicted by all models")
+                continue
             yield _group(setup, subset, reading, EVERY, read, replicates, seed)
             if subset.word == ALL:
                 yield from _by_modalities(study, setup, subset, read, replicates, seed)
@@ -127,8 +130,9 @@ def _by_modalities(study, setup, subset, read, replicates, seed) -> Iterator[Gro
     flags = sensors.complete(stores, setup.task)
     whole = {f"{s.name}/{study_.decode()}" for s, flag in zip(stores, flags) for study_ in s.index.study[flag]}
     is_whole = {word: np.isin(test.key, list(whole)) for word, (_, test) in read.items()}
-    if all(there.any() and not there.all() for there in is_whole.values()):
-        for name, wanted in ((COMPLETE, True), (MISSING, False)):
+    for name, wanted in ((COMPLETE, True), (MISSING, False)):
+        common = set.intersection(*(set(test.key[is_whole[word] == wanted]) for word, (_, test) in read.items()))
+        if common and any(is_whole[word].any() and not is_whole[word].all() for word in read):
             some = {word: (v, test.rows(is_whole[word] == wanted)) for word, (v, test) in read.items()}
             yield _group(setup, subset, TRAINED, name, some, replicates, seed)
 
@@ -174,7 +178,7 @@ def _group(setup, subset, reading, recordings, read, replicates, seed) -> Group:
         for word, t in aligned.items()
     }
     subjects = next(iter(aligned.values())).subject
-    drawn = task_figures.replicate(figures, subjects, replicates, seed) if len(subjects) else {w: {} for w in figures}
+    drawn = task_figures.replicate(figures, subjects, replicates, seed)
     first = next(iter(read))
     models = {}
     for word, found in drawn.items():

@@ -23,8 +23,8 @@ PEOPLE = ("", "toy")
 STEPS = 2
 
 
-def beating(number, split, names):
-    """A recording whose ECG beats at 1 or 3 Hz, as its label says; its PPG says nothing of it."""
+def beating(number, split, names, peaked):
+    """A recording whose ECG swings at 1 or 3 Hz, as its label says, in sines or in peaks; its PPG says nothing of it."""
     rng = np.random.default_rng(number)
     fast, channels = number % 2, sorted(CHANNEL_ID[name] for name in names)
     samples = []
@@ -32,22 +32,23 @@ def beating(number, split, names):
         modality = modality_of(channel)
         time = np.arange(4 * modality.rate) / modality.rate
         rate = (3.0 if fast else 1.0) if modality.name == "ecg" else rng.uniform(0.5, 3)
-        since = (rate * time + rng.random()) % 1 / rate - 0.5 / rate  # seconds from the nearest beat
-        wave = 1000 * np.exp(-((since / 0.03) ** 2)) + rng.normal(0, 20, len(time))
+        phase = (rate * time + rng.random()) % 1
+        wave = np.exp(-((((phase - 0.5) / rate) / 0.03) ** 2)) if peaked else np.sin(2 * np.pi * phase)
+        wave = 800 * wave + rng.normal(0, 20, len(time))
         samples.append(wave.astype(np.int16))
     labels = {"rate/fast": float(fast), "rhythm/irregular": float(number % 5 == 0), "heart_rate": 60.0 + 120 * fast}
     made = PreparedRecording(np.array(channels, np.int32), samples, 4.0, [])
     return StoredRecording(f"{number // 2:016x}", f"{number + 10**6:016x}", split, made, None, labels)
 
 
-def cohort(folder):
-    """60 patients with two recordings each: half with I, II and PPG, a quarter without PPG, a quarter without ECG."""
+def cohort(folder, patients=60, peaked=False):
+    """Patients with two recordings each: half with I, II and PPG, a quarter without PPG, a quarter without ECG."""
     made = []
-    for number in range(120):
+    for number in range(2 * patients):
         patient = number // 2
         split = ("train", "train", "train", "validation", "test", "test")[patient % 6]
         names = (("I", "II", "PPG"), ("I", "II", "PPG"), ("I", "II"), ("PPG",))[(patient // 6) % 4]
-        made.append(beating(number, split, names))
+        made.append(beating(number, split, names, peaked))
     return write_store(folder / "beating", made, name="beating")
 
 
@@ -62,7 +63,7 @@ def place(tmp_path_factory):
 def words(place, workdir, *more):
     settings = {
         "--tasks": "simulated_rhythm", "--models": f"linear:{place / 'toy'},random:{place / 'toy'}",
-        "--store": place / "stores", "--workdir": workdir, "--sensors": "all,2,lead:I,ppg", "--bootstrap": 50,
+        "--store": place / "stores", "--workdir": workdir, "--sensors": "all,2,ppg", "--bootstrap": 50,
         "--config.training.steps": STEPS, "--config.data.rows": 2, "--config.training.eval_every": 100,
     }  # fmt: skip
     settings |= dict(word.split("=", 1) for word in more)
@@ -216,14 +217,15 @@ def test_a_store_of_some_channels_reads_these_and_no_other(place):
     assert {c for channels in view.index.channel_sets for c in channels} == {CHANNEL_ID["II"]}
 
 
-def test_a_network_that_was_taught_and_trees_of_a_continuous_task(place, tmp_path):
+def test_a_network_that_was_taught_and_trees_of_a_continuous_task(tmp_path):
     """In one study: a fine-tuned work directory as it is, and a network from scratch, for another task than above."""
     workdir = tmp_path / "study"
     (tmp_path / "tiny.py").write_text(TINY)
-    more = ("--tasks=simulated_heart_rate", f"--models=trees,scratch:{tmp_path / 'tiny.py'}", "--sensors=all,2")
-    assert cli.main(words(place, workdir, *more)) == 0
+    cohort(tmp_path / "stores", 36, peaked=True)
+    more = ("--tasks=simulated_heart_rate", f"--models=trees,scratch:{tmp_path / 'tiny.py'}", "--sensors=all")
+    assert cli.main(words(tmp_path, workdir, *more)) == 0
     taught = next((workdir / "cells" / "simulated_heart_rate").glob("scratch-*/fine_tuning"))
-    assert cli.main(words(place, workdir, *more[:1], f"--models=trees,{taught}", "--sensors=all")) == 0
+    assert cli.main(words(tmp_path, workdir, *more[:1], f"--models=trees,{taught}", *more[2:])) == 0
     rows = table(workdir)
     rows = rows[(rows.against == "") & (rows.recordings == "all") & (rows.sensors == "all")].set_index(
         ["model", "figure"]

@@ -328,13 +328,16 @@ def write(results: Results, target: Path) -> None:
 
 def summary(results: Results) -> str:
     """One line a task and model: the figure that it is ranked by, and its difference to the first model."""
-    lines = [f"{'task':<24}{'model':<34}{'figure':<13}{'':<23}difference to the first"]
+    wide = 2 + max(len(model.word) for model in results.study.models)
+    lines = [f"{'task':<24}{'model':<{wide}}{'figure':<13}{'':<23}difference to the first"]
     for setup in results.study.tasks:
         group, name = results.of(setup.task.name), task_figures.MAIN[setup.task.kind]
         for word, judged in group.models.items() if group else ():
             difference = _told(judged.differences[name], "+") if judged.differences else ""
             figure = name.replace("_", " ")
-            lines.append(f"{setup.task.name:<24}{word:<34}{figure:<13}{_told(judged.figures[name]):<23}{difference}")
+            lines.append(
+                f"{setup.task.name:<24}{word:<{wide}}{figure:<13}{_told(judged.figures[name]):<23}{difference}"
+            )
     return "\n".join(lines)
 
 

@@ -5,7 +5,8 @@
 set -euo pipefail
 run=$1 recordings=$2
 shift 2
-stores=$run/stores work=$run/csfm_nano steps=${PRETRAINING_STEPS:-2500}
+stores=$run/stores work=$run/csfm_nano
+pretraining=${PRETRAINING:---config.training.steps=2500}
 sources=${STUDY_STORES:-ptbxl*} alarms=${ALARM_STORES:-cinc2015*}
 mkdir -p "$run"
 
@@ -18,7 +19,7 @@ case $recordings in simulated*) ;; *) key=(--new-key="$run/site.key"); [ -e "$ru
 csfm prepare --source="$recordings" --output="$stores" ${key[@]+"${key[@]}"}
 
 say "pretraining, on train subjects"
-csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" --config.training.steps="$steps"
+csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" $pretraining
 
 held() { ls -d "$stores"/$1 2>/dev/null | paste -sd,; }
 models=linear:$work,attention:$work,finetuned:$work,scratch:csfm_nano,random:csfm_nano

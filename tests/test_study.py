@@ -24,7 +24,7 @@ STEPS = 2
 
 
 def beating(number, split, names, peaked):
-    """A recording whose ECG swings at 1 or 3 Hz, as its label says, in sines or in peaks; its PPG says nothing of it."""
+    """A recording whose ECG swings at 1 or 3 Hz, as its label says, in sines or in peaks; its PPG does not tell."""
     rng = np.random.default_rng(number)
     fast, channels = number % 2, sorted(CHANNEL_ID[name] for name in names)
     samples = []

@@ -16,7 +16,7 @@ COMMANDS = {
     "calibrate": "temperatures and decision thresholds of a fine-tuned checkpoint, on validation recordings",
     "predict": "predictions of a fine-tuned checkpoint for recordings of a split",
     "plan": "will it fit on these TPUs, how fast at best: compiles with no TPU at hand",
-    "evaluate": "linear probe of a checkpoint against random initialisation",
+    "evaluate": "models compared over tasks and sensors, or a linear probe against random initialisation",
     "embed": "embeddings of many recordings, to Parquet",
     "show": "a recording on ECG paper with masked patches and their reconstruction, to PNG",
     "launch": "job files for TPU pods, GKE, SLURM, SkyPilot or this machine",

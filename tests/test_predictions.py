@@ -2,32 +2,23 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import mean_absolute_error, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    f1_score,
+    mean_absolute_error,
+    roc_auc_score,
+)
 
 from csfm_jax import tasks
-from csfm_jax.evaluation.predictions import Predictions, concordance, figures
+from csfm_jax.evaluation import decisions, task_figures
+from csfm_jax.evaluation.predictions import Predictions, figures
 from csfm_jax.tasks.task import LOSSES, METRICS, Task
 
 
 def predictions(values, labels):
     number = np.arange(len(values))
     return Predictions(number, number, number, np.asarray(values, np.float32), np.asarray(labels, np.float32))
-
-
-def test_concordance_counts_comparable_pairs():
-    rng = np.random.default_rng(0)
-    risk, time = rng.integers(0, 5, 40) / 2.0, rng.integers(1, 9, 40).astype(float)
-    event = (rng.random(40) < 0.5).astype(float)
-    right = pairs = 0.0
-    for i in range(40):
-        for j in range(40):
-            if event[i] and (time[j] > time[i] or (time[j] == time[i] and not event[j])):
-                pairs += 1
-                right += 1.0 if risk[i] > risk[j] else 0.5 * (risk[i] == risk[j])
-    assert concordance(risk, event, time) == pytest.approx(right / pairs) and 0.2 < right / pairs < 0.8
-    unknown = [np.append(x, np.nan) for x in (risk, event, time)]
-    assert concordance(*unknown) == pytest.approx(right / pairs)
-    assert np.isnan(concordance(risk, np.zeros(40), time)) and concordance(-time, np.ones(40), time) == 1
 
 
 def test_figures_of_each_kind():
@@ -53,6 +44,44 @@ def test_figures_of_each_kind():
     found = figures(Task("t", "", ("r",), "regression"), ("r",), predictions(guess, rate))
     assert found["mean_absolute_error/r"] == pytest.approx(mean_absolute_error(rate, guess), rel=1e-4)
     assert 0.7 < found["r2/r"] < 1
+
+    time, event = rng.random(30), (rng.random(30) < 0.5).astype(float)
+    names = ("death", "years")
+    found = figures(Task("t", "", names, "survival"), names[:1], predictions(-time[:, None], np.c_[event, time]))
+    assert found == {"concordance": 1.0}
+
+
+def test_every_figure_of_a_task_against_its_definition():
+    rng = np.random.default_rng(2)
+    labels = (rng.random((200, 2)) < 0.3).astype(float)
+    values = np.clip(0.3 * labels + 0.7 * rng.random((200, 2)), 0.01, 0.99)
+    labels[:20, 1] = np.nan
+    validation = values[:100], labels[:100]
+    task = Task("t", "", ("a", "b"), "multilabel")
+    every = task_figures.all_of(task, ("a", "b"), values[100:], labels[100:], validation, ())
+    found = {name: float(value[0]) for name, value in every.under(None).items()}
+    known = ~np.isnan(labels[100:, 1])
+    assert found["average_precision/b"] == pytest.approx(
+        average_precision_score(labels[100:, 1][known], values[100:, 1][known])
+    )
+    thresholds = decisions.choose_thresholds(*validation)
+    called = values[100:] >= thresholds
+    assert found["f1/a"] == pytest.approx(f1_score(labels[100:, 0], called[:, 0]))
+    assert found["macro_f1"] == pytest.approx((found["f1/a"] + found["f1/b"]) / 2)
+    assert found["brier/a"] == pytest.approx(brier_score_loss(labels[100:, 0], values[100:, 0]))
+    assert found["calibration_error_scaled"] < found["calibration_error"]  # these probabilities are no frequencies
+    assert found["macro_auroc"] == figures(task, ("a", "b"), predictions(values[100:], labels[100:]))["macro_auroc"]
+
+
+def test_replicates_of_models_are_read_on_the_same_draws():
+    rng = np.random.default_rng(3)
+    labels = rng.normal(70, 10, (80, 1))
+    task, none = Task("t", "", ("r",), "regression"), (np.zeros((0, 1)), np.zeros((0, 1)))
+    good, shifted = (task_figures.all_of(task, ("r",), labels + noise, labels, none, (10.0,)) for noise in (3.0, 5.0))
+    found = task_figures.replicate({"good": good, "shifted": shifted}, np.arange(80) // 2, 40, 0)
+    difference = found["shifted"]["z_error"].drawn - found["good"]["z_error"].drawn
+    assert difference.shape == (1, 40) and np.allclose(difference, 0.2)
+    assert found["good"]["mean_absolute_error/r"].point[0] == pytest.approx(3.0)
 
 
 def test_every_task_is_of_a_known_kind_and_reads_known_sensors():

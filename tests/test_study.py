@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from small_checkpoints import toy_config, write_checkpoint
 from small_stores import write_store
+from test_train import TINY
 
 from csfm_jax import cli, tasks
 from csfm_jax.evaluation import cells, prediction_files, sensors
@@ -22,8 +23,8 @@ PEOPLE = ("", "toy")
 STEPS = 2
 
 
-def beating(number, split, names):
-    """A recording whose ECG beats at 1 or 3 Hz, as its label says; its PPG says nothing of it."""
+def beating(number, split, names, peaked):
+    """A recording whose ECG swings at 1 or 3 Hz, as its label says, in sines or in peaks; its PPG does not tell."""
     rng = np.random.default_rng(number)
     fast, channels = number % 2, sorted(CHANNEL_ID[name] for name in names)
     samples = []
@@ -31,21 +32,23 @@ def beating(number, split, names):
         modality = modality_of(channel)
         time = np.arange(4 * modality.rate) / modality.rate
         rate = (3.0 if fast else 1.0) if modality.name == "ecg" else rng.uniform(0.5, 3)
-        wave = 800 * np.sin(2 * np.pi * (rate * time + rng.random())) + rng.normal(0, 100, len(time))
+        phase = (rate * time + rng.random()) % 1
+        wave = np.exp(-((((phase - 0.5) / rate) / 0.03) ** 2)) if peaked else np.sin(2 * np.pi * phase)
+        wave = 800 * wave + rng.normal(0, 20, len(time))
         samples.append(wave.astype(np.int16))
     labels = {"rate/fast": float(fast), "rhythm/irregular": float(number % 5 == 0), "heart_rate": 60.0 + 120 * fast}
     made = PreparedRecording(np.array(channels, np.int32), samples, 4.0, [])
     return StoredRecording(f"{number // 2:016x}", f"{number + 10**6:016x}", split, made, None, labels)
 
 
-def cohort(folder):
-    """60 patients with two recordings each: half with I, II and PPG, a quarter without PPG, a quarter without ECG."""
+def cohort(folder, patients=60, peaked=False):
+    """Patients with two recordings each: half with I, II and PPG, a quarter without PPG, a quarter without ECG."""
     made = []
-    for number in range(120):
+    for number in range(2 * patients):
         patient = number // 2
         split = ("train", "train", "train", "validation", "test", "test")[patient % 6]
         names = (("I", "II", "PPG"), ("I", "II", "PPG"), ("I", "II"), ("PPG",))[(patient // 6) % 4]
-        made.append(beating(number, split, names))
+        made.append(beating(number, split, names, peaked))
     return write_store(folder / "beating", made, name="beating")
 
 
@@ -60,7 +63,7 @@ def place(tmp_path_factory):
 def words(place, workdir, *more):
     settings = {
         "--tasks": "simulated_rhythm", "--models": f"linear:{place / 'toy'},random:{place / 'toy'}",
-        "--store": place / "stores", "--workdir": workdir, "--sensors": "all,2,lead:I,ppg", "--bootstrap": 50,
+        "--store": place / "stores", "--workdir": workdir, "--sensors": "all,2,ppg", "--bootstrap": 50,
         "--config.training.steps": STEPS, "--config.data.rows": 2, "--config.training.eval_every": 100,
     }  # fmt: skip
     settings |= dict(word.split("=", 1) for word in more)
@@ -69,13 +72,12 @@ def words(place, workdir, *more):
 
 @pytest.fixture(scope="module")
 def finished(place):
-    """Frozen, taught and classical models of two tasks."""
+    """Frozen models and a taught one."""
     workdir, toy = place / "done", place / "toy"
     code = cli.main(
         words(
-            place, workdir, "--tasks=simulated_rhythm,simulated_heart_rate",
-            f"--models=linear:{toy},random:{toy},attention:{toy}", f"--similarity=linear:{toy},random:{toy}",
-            "--label-fractions=1/4",
+            place, workdir, f"--models=linear:{toy},random:{toy},attention:{toy}",
+            f"--similarity=linear:{toy},random:{toy}", "--label-fractions=1/4",
         )
     )  # fmt: skip
     assert code == 0
@@ -105,8 +107,8 @@ def test_figures_are_those_of_the_predictions_and_intervals_hold_them(finished, 
 
 def test_differences_are_paired_and_signed(finished, place):
     rows, toy = table(finished), place / "toy"
-    every = rows[(rows.task == "simulated_heart_rate") & (rows.sensors == "all") & (rows.recordings == "all")]
-    every = every[(every.figure == "z_error") & (every.fraction == 1)].set_index(["model", "against"])
+    every = rows[(rows.reading == "trained") & (rows.sensors == "all") & (rows.recordings == "all")]
+    every = every[(every.figure == "macro_auroc") & (every.fraction == 1)].set_index(["model", "against"])
     first, other = f"linear:{toy}", f"random:{toy}"
     difference = every.loc[(other, first)]
     assert difference.point == pytest.approx(every.loc[(other, "")].point - every.loc[(first, "")].point)
@@ -181,6 +183,16 @@ def test_what_cannot_be_is_refused_before_anything_is_made(place, tmp_path, caps
     )
 
 
+def test_a_fine_tuning_that_is_stopped_ends_the_study_and_the_same_command_goes_on(
+    place, tmp_path, monkeypatch, capsys
+):
+    made = []
+    monkeypatch.setattr("csfm_jax.training.loop.train", lambda config, workdir, **_: made.append(workdir) or 1)
+    given = words(place, tmp_path / "study", f"--models=finetuned:{place / 'toy'},trees", "--stopped-code=75")
+    assert cli.main(given) == cli.main(given) == 75 and "the same command goes on" in capsys.readouterr().out
+    assert len(made) == 2 and made[0] == made[1] and not (tmp_path / "study" / "results.parquet").exists()
+
+
 def test_a_study_goes_on_with_its_own_settings_only(finished, place, capsys):
     assert cli.main(words(place, finished, "--seed=5")) == 2
     assert "other seed" in capsys.readouterr().err
@@ -203,3 +215,20 @@ def test_a_store_of_some_channels_reads_these_and_no_other(place):
     assert list(some) == [CHANNEL_ID["II"]] and view.digest != store.digest
     np.testing.assert_array_equal(some[CHANNEL_ID["II"]], whole[CHANNEL_ID["II"]])
     assert {c for channels in view.index.channel_sets for c in channels} == {CHANNEL_ID["II"]}
+
+
+def test_a_network_that_was_taught_and_trees_of_a_continuous_task(tmp_path):
+    """In one study: a fine-tuned work directory as it is, and a network from scratch, for another task than above."""
+    workdir = tmp_path / "study"
+    (tmp_path / "tiny.py").write_text(TINY)
+    cohort(tmp_path / "stores", 36, peaked=True)
+    more = ("--tasks=simulated_heart_rate", f"--models=trees,scratch:{tmp_path / 'tiny.py'}", "--sensors=all")
+    assert cli.main(words(tmp_path, workdir, *more)) == 0
+    taught = next((workdir / "cells" / "simulated_heart_rate").glob("scratch-*/fine_tuning"))
+    assert cli.main(words(tmp_path, workdir, *more[:1], f"--models=trees,{taught}", *more[2:])) == 0
+    rows = table(workdir)
+    rows = rows[(rows.against == "") & (rows.recordings == "all") & (rows.sensors == "all")].set_index(
+        ["model", "figure"]
+    )
+    assert rows.loc[("trees", "z_error")].point < 0.3 < rows.loc[(str(taught), "z_error")].point
+    assert {"mean_absolute_error", "r2"} <= {figure for _, figure in rows.index}

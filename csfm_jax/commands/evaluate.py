@@ -67,6 +67,8 @@ def run(args) -> int:
 def _study(args) -> int:
     import logging
 
+    import jax
+
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in `csfm train`
     from csfm_jax.evaluation import cells, study, study_results
     from csfm_jax.reporting import evaluation_page
@@ -74,6 +76,8 @@ def _study(args) -> int:
 
     halvings, folder = _halvings(args.label_fractions), Path(args.workdir)
     stores = open_stores(args.store, args.verify)
+    if jax.config.jax_compilation_cache_dir is None:  # one for all cells
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
     settings = cells.Settings(
         args.store, stores, args.overrides, args.seed, args.unchecked_subjects, halvings, args.workers
     )

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -74,6 +75,7 @@ class Cell:
         of = f".half-{halvings}" if halvings else ""
         return self.folder / "predictions" / f"{subset.file}.{reading}{of}.{split}.parquet"
 
+    @cached_property
     def config(self) -> Config:
         """Of its `csfm finetune`, or of the windows that frozen encoders read, but for what stores decide."""
         words = self.model.fine_tuning(self.settings.overrides) if self.model.kind in FINE_TUNED else []
@@ -84,7 +86,7 @@ class Cell:
         """Why the model cannot read these sensors in these stores; None where it can."""
         channels = subset.channels
         if self.model.config is not None:
-            tokens = self.model.config.tokens if self.model.kind == "given" else read_tokens(self.config())
+            tokens = self.model.config.tokens if self.model.kind == "given" else read_tokens(self.config)
             channels = channels & set(np.flatnonzero(used_channels(tokens)).tolist())
         for number, split in enumerate(("train", *SPLITS)):
             if not any(_holds(store, channels)[store.index.split == number].any() for store in self.settings.stores):
@@ -174,7 +176,7 @@ def _taught(cell: Cell) -> Path | str:
     """Where the fine-tuned network lies, once `csfm finetune` is through with it."""
     if cell.model.kind == "given":
         return cell.model.source
-    config, workdir = cell.config(), cell.folder / "fine_tuning"
+    config, workdir = cell.config, cell.folder / "fine_tuning"
     resolved = resolve(config, cell.settings.stores)
     config = resolved.adapted(finetune.with_rows(config, cell.settings.stores))
     from csfm_jax.training.loop import train
@@ -249,7 +251,7 @@ def _keep(table: tabular.Table, target: Path) -> None:
 
 def window(cell: Cell) -> WindowConfig:
     """The windows of a recording that the task reads, at most its crops."""
-    window = cell.config().data.window
+    window = cell.config.data.window
     return dataclasses.replace(window, most_per_recording=cell.task.windows(window.seconds))
 
 

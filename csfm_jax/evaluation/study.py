@@ -94,7 +94,7 @@ def plan(
             taught = model.config.adaptation.task
             raise BadInput(f"--models={model.word}", f"a model of the task {taught}", "one of --tasks", "add the task")
         for cell in mine if model.kind in FINE_TUNED else ():
-            cell.config()  # an override that no config has
+            _ = cell.config  # refuses an override that no config has
     pair = _pair(models, pair_words)
     _check_same(settings, folder)
     return Study(settings, setups, models, made, pair, folder)

@@ -116,6 +116,9 @@ def _groups(study: Study, setup: TaskSetup, replicates: int, seed: int, notes: l
             read = _read_models(study, setup, subset, reading, notes)
             if not read:
                 continue
+            if not set.intersection(*(set(test.key) for _, test in read.values())):
+                notes.append(f"{setup.task.name}, sensors {subset.word}: no test recording was predicted by all models")
+                continue
             yield _group(setup, subset, reading, EVERY, read, replicates, seed)
             if subset.word == ALL:
                 yield from _by_modalities(study, setup, subset, read, replicates, seed)
@@ -127,8 +130,9 @@ def _by_modalities(study, setup, subset, read, replicates, seed) -> Iterator[Gro
     flags = sensors.complete(stores, setup.task)
     whole = {f"{s.name}/{study_.decode()}" for s, flag in zip(stores, flags) for study_ in s.index.study[flag]}
     is_whole = {word: np.isin(test.key, list(whole)) for word, (_, test) in read.items()}
-    if all(there.any() and not there.all() for there in is_whole.values()):
-        for name, wanted in ((COMPLETE, True), (MISSING, False)):
+    for name, wanted in ((COMPLETE, True), (MISSING, False)):
+        common = set.intersection(*(set(test.key[is_whole[word] == wanted]) for word, (_, test) in read.items()))
+        if common and any(is_whole[word].any() and not is_whole[word].all() for word in read):
             some = {word: (v, test.rows(is_whole[word] == wanted)) for word, (v, test) in read.items()}
             yield _group(setup, subset, TRAINED, name, some, replicates, seed)
 
@@ -174,7 +178,7 @@ def _group(setup, subset, reading, recordings, read, replicates, seed) -> Group:
         for word, t in aligned.items()
     }
     subjects = next(iter(aligned.values())).subject
-    drawn = task_figures.replicate(figures, subjects, replicates, seed) if len(subjects) else {w: {} for w in figures}
+    drawn = task_figures.replicate(figures, subjects, replicates, seed)
     first = next(iter(read))
     models = {}
     for word, found in drawn.items():
@@ -324,13 +328,16 @@ def write(results: Results, target: Path) -> None:
 
 def summary(results: Results) -> str:
     """One line a task and model: the figure that it is ranked by, and its difference to the first model."""
-    lines = [f"{'task':<24}{'model':<34}{'figure':<13}{'':<23}difference to the first"]
+    wide = 2 + max(len(model.word) for model in results.study.models)
+    lines = [f"{'task':<24}{'model':<{wide}}{'figure':<13}{'':<23}difference to the first"]
     for setup in results.study.tasks:
         group, name = results.of(setup.task.name), task_figures.MAIN[setup.task.kind]
         for word, judged in group.models.items() if group else ():
             difference = _told(judged.differences[name], "+") if judged.differences else ""
             figure = name.replace("_", " ")
-            lines.append(f"{setup.task.name:<24}{word:<34}{figure:<13}{_told(judged.figures[name]):<23}{difference}")
+            lines.append(
+                f"{setup.task.name:<24}{word:<{wide}}{figure:<13}{_told(judged.figures[name]):<23}{difference}"
+            )
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit, softmax
+from threadpoolctl import threadpool_limits
 
 from csfm_jax.evaluation import probes
 from csfm_jax.evaluation.label_efficiency import Subset, nested_subsets
@@ -19,6 +20,7 @@ from csfm_jax.evaluation.protocol import Recordings
 from csfm_jax.tasks.task import Task
 from data_pipelines.errors import BadInput
 
+_THREADED_CASES = 10_000
 # train, validation and asked cases -> predictions of those asked, as `Supervised.predict` gives them
 Fit = Callable[[Cases, Cases, Cases], np.ndarray]
 
@@ -75,7 +77,9 @@ def fitted(fit: Fit, on: Known, asked: list[Known], train: np.ndarray | None = N
     owner = [table for table in asked for _ in (1, 2)]
     every = [table.cases(r) for table, r in zip(owner, rows)]
     whole = Cases(*(np.concatenate([getattr(c, name) for c in every]) for name in ("features", "labels")))
-    values = fit(on.cases(train), on.cases(on.labelled(1)), whole)
+    # threads that wait for one another cost more than they bring on few cases, and on a shared machine ruinously
+    with threadpool_limits(None if len(train) >= _THREADED_CASES else 1, user_api="blas"):
+        values = fit(on.cases(train), on.cases(on.labelled(1)), whole)
     parts = np.split(values, np.cumsum([len(r) for r in rows])[:-1])
     each = [table.predicted(r, part.astype(np.float32)) for table, r, part in zip(owner, rows, parts)]
     return [each[i : i + 2] for i in range(0, len(each), 2)]

@@ -11,6 +11,7 @@ import numpy as np
 from csfm_jax.evaluation import task_figures
 from csfm_jax.evaluation.bootstrap import Interval
 from csfm_jax.evaluation.cells import REFITTED, TRAINED
+from csfm_jax.evaluation.sensors import ALL
 from csfm_jax.evaluation.study import TaskSetup
 from csfm_jax.evaluation.study_results import COMPLETE, MISSING, Group, Results
 from csfm_jax.reporting import charts, evaluation_curves, evaluation_errors, markup
@@ -157,11 +158,12 @@ def _by_sensors(results: Results, setup: TaskSetup) -> str:
     """A heat map of the main figure over subsets of the sensors, for each way of reading them."""
     main, parts = task_figures.MAIN[setup.task.kind], []
     for reading, told in ((TRAINED, "weights as they are"), (REFITTED, "probe or trees fitted again")):
-        groups = {s.word: results.of(setup.task.name, s.word, reading) for s in setup.subsets}
-        groups = {word: group for word, group in groups.items() if group is not None}
-        if len(groups) < 2 and (reading == TRAINED or not groups):
+        # on all sensors there is nothing to be fitted again
+        found = [results.of(setup.task.name, s.word, TRAINED if s.word == ALL else reading) for s in setup.subsets]
+        groups = {group.subset.word: group for group in found if group is not None}
+        words = list(dict.fromkeys(word for at, group in groups.items() if at != ALL for word in group.models))
+        if not words:
             continue
-        words = list(dict.fromkeys(word for group in groups.values() for word in group.models))
         values = np.array([[_point(group, word, main) for group in groups.values()] for word in words])
         drawn = charts.heat(values, words, list(groups), upward=main not in task_figures.LOWER_IS_BETTER)
         parts.append(f"<figure>{drawn}<figcaption>{_name(main)}; {told}</figcaption></figure>")
@@ -170,7 +172,7 @@ def _by_sensors(results: Results, setup: TaskSetup) -> str:
 
 def _point(group: Group, word: str, figure: str) -> float:
     judged = group.models.get(word)
-    return judged.figures[figure].point if judged and figure in judged.figures else np.nan
+    return judged.figures[figure].point if judged else np.nan
 
 
 def _by_modalities(results: Results, setup: TaskSetup) -> str:
@@ -178,9 +180,10 @@ def _by_modalities(results: Results, setup: TaskSetup) -> str:
     if None in groups.values():
         return ""
     main = task_figures.MAIN[setup.task.kind]
-    words = list(groups[COMPLETE].models)
-    rows = [[word, *(_interval(g.models[word].figures[main]) if main in g.models[word].figures else ""
-                     for g in groups.values())] for word in words]  # fmt: skip
+    rows = [
+        [word, *(_interval(group.models[word].figures[main]) for group in groups.values())]
+        for word in groups[COMPLETE].models
+    ]
     counts = [f"{name} ({len(g.first.test.key):,} recordings)" for name, g in groups.items()]
     header = f"<h3>{_name(main)}, recordings with all modalities and without some</h3>"
     return header + markup.table(["model", *counts], rows)

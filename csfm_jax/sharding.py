@@ -76,11 +76,16 @@ def make_mesh(config: "MeshConfig", devices: list[jax.Device] | None = None) -> 
         BadInput: the axes do not multiply to the number of devices, or slices do not fall on the axis `replica`.
     """
     devices = jax.devices() if devices is None else devices
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # Elsewhere JAX makes up a slice for every machine, to keep their order; nothing there says that their network is
+    # slow, and `make_mesh` refuses more than one.
+    on_tpu = devices[0].platform == "tpu"
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
     sizes = tuple(axis_sizes(config, len(devices), slices).values())
     # Auto, said explicitly because make_mesh now defaults to Explicit: batch and parameters share the axis `fsdp`,
     # which Explicit mode refuses unless every weight is resharded by hand at its use; in Auto the compiler gathers it.
     auto = (AxisType.Auto,) * len(AXES)
+    if not on_tpu:
+        return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES, axis_types=auto)
     if slices > 1:  # which `make_mesh` refuses
         within, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
         return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, axis_types=auto)

@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ Place = str | Path
 
 PART = 1 << 24  # bytes of one request: a lost connection costs at most that much again
 AT_ONCE = 4  # parts in flight of one transfer; so many times `PART` in memory
+_DELETED_AT_ONCE = 16  # requests without content
 
 
 def is_remote(path: Place) -> bool:
@@ -112,7 +114,9 @@ def file_sizes(path: Place) -> dict[str, int]:
 def list_folder(path: Place) -> list[Place]:
     """The places directly below a folder, files and folders, by name; none where nothing is there."""
     if not is_remote(path):
-        return sorted(Path(path).iterdir()) if Path(path).is_dir() else []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # and nothing else: a disk that is away is no
+            return sorted(Path(path).iterdir())  # empty folder
+        return []
     return glob(path, "*")
 
 
@@ -121,7 +125,11 @@ def glob(path: Place, pattern: str) -> list[Place]:
     if not is_remote(path):
         return sorted(Path(path).glob(pattern))
     scheme = path.partition("://")[0]
-    found = attempt(path, _filesystem(path).glob, join(re.sub(r"([*?[])", r"[\1]", path), pattern))
+    whole = join(re.sub(r"([*?[])", r"[\1]", path), pattern)
+    try:  # "raise", or a lost connection would be an empty folder
+        found = attempt(path, _filesystem(path).glob, whole, on_error="raise")
+    except Missing:
+        return []
     return [f"{scheme}://{name}" for name in sorted(name.rstrip("/") for name in found)]
 
 
@@ -169,12 +177,23 @@ def delete_tree(path: Place) -> None:
     if is_remote(path):
         if path.rstrip("/").count("/") < 3:
             raise BadInput(path, "a whole bucket", "a folder in it", "name what is to be removed")
-        with contextlib.suppress(Missing):
-            attempt(path, _filesystem(path).rm, path, recursive=True)
+        _delete_objects(path)
     elif Path(path).is_dir():
         shutil.rmtree(path)
     else:
         Path(path).unlink(missing_ok=True)
+
+
+def _delete_objects(path: str) -> None:
+    # One by one, each by its exact name: the `rm` of fsspec takes `*`, `?` and `[` in any of them for a pattern.
+    system = _filesystem(path)
+
+    def delete(name: str) -> None:
+        with contextlib.suppress(Missing):
+            attempt(name, system.rm_file, name)
+
+    with ThreadPoolExecutor(_DELETED_AT_ONCE) as pool:
+        list(pool.map(delete, [*(join(path, name) for name in file_sizes(path)), path]))
 
 
 def move(path: Place, to: Place) -> None:
@@ -322,7 +341,11 @@ def _connect_gs(kind):
 
 
 def _local_file(path) -> Path:
-    if not Path(path).is_file():
+    try:  # not `is_file`: it answers for a disk that is away, too
+        there = stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        there = False
+    if not there:
         raise Missing(str(path), "no such file", "a file", "correct the path")
     return Path(path)
 

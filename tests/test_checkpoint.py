@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,24 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_refused(two_steps, tmp_path):
             verify_step(folder / "2")
     manifest.write_bytes(whole)
     verify_step(folder / "2")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_gives_no_answer_is_no_damage(two_steps, tmp_path, monkeypatch, number):
+    folder = shutil.copytree(two_steps, tmp_path / "copy")
+    manifest, read = folder / f"{finished_steps(folder)[-1]}.manifest.json", Path.read_bytes
+
+    def read_bytes(path):
+        if path == manifest:
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    for use in (lambda: Checkpoints(folder, keep=2), lambda: restore_params(folder)):
+        with pytest.raises(OSError) as error:
+            use()
+        assert error.value.errno == number
+    assert finished_steps(folder) == finished_steps(two_steps)
 
 
 def test_with_no_intact_step_left_the_message_says_so(two_steps, tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints in object stores: sent whole or not at all, tried again, verified on their way back."""
 
+import dataclasses
 import os
 import shutil
 import socket
@@ -184,6 +185,21 @@ def test_a_damaged_step_is_set_aside_and_the_last_one_is_refused(s3, tmp_path, c
             with pytest.raises(BadInput, match="no such object.*there is no other step") as error:
                 opened(tmp_path)
             assert error.value.where == victim
+
+
+def test_an_outage_is_no_damage(s3, tmp_path):
+    checkpoints = opened(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, arrays(step), {"moments": arrays(-step)}, RUN, arrays(0.5 * step))
+        checkpoints.wait()
+    checkpoints.close()
+    fault = Fault("GET /bucket/runs/one/checkpoints/2.manifest.json", 15, 503)  # as many as one attempt makes
+    for read in (opened, lambda _: checkpoint.restore_params(HOME), lambda _: checkpoint.restore_params(f"{HOME}/2")):
+        s3.faults[:] = [dataclasses.replace(fault)]
+        with pytest.raises(BadInput, match=r"2.manifest.json: found HTTP 503, 5 times in a row"):
+            read(tmp_path)
+    assert finished_steps(HOME) == [1, 2]
+    np.testing.assert_array_equal(checkpoint.restore_params(HOME)[1]["cls"], np.ones(8))  # the average
 
 
 @pytest.mark.parametrize("damage", ["params", "manifest"])

@@ -92,3 +92,6 @@ def test_only_an_export_is_replaced_and_half_of_one_is_none(run, s3, tmp_path, c
     assert not storage.exists(f"{OUT}/manifest.json")  # what is half replaced is no export
     s3.faults.clear()
     assert export(RUN, OUT) == 0 and content(OUT) == whole
+    capsys.readouterr()
+    s3.faults.append(Fault("GET /bucket/exports/toy/manifest.json", 15, 503))  # says nothing of what is there
+    assert export(RUN, OUT) == 2 and "found HTTP 503" in capsys.readouterr().err

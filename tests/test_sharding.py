@@ -1,5 +1,7 @@
 """Mesh, rules and checks; what a mesh does to losses and gradients is in test_step.py."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -26,6 +28,28 @@ def test_slices_fall_on_replicas():
     assert sharding.axis_sizes(MeshConfig(replica=2, fsdp=4), 32, slices=2) == dict(replica=2, data=4, fsdp=4, tensor=1)
     with pytest.raises(BadInput, match="config.mesh.replica: found 1; expected a multiple of the 2 slices"):
         sharding.axis_sizes(MeshConfig(), 32, slices=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """One of a machine that is not here; JAX numbers the machines of a job by their boot ids as `slice_index`."""
+
+    id: int
+    platform: str
+    device_kind: str = "made up"
+
+    @property
+    def slice_index(self) -> int:
+        return self.id // 4
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
+def test_machines_of_a_cluster_are_no_slices(platform):
+    mesh = sharding.make_mesh(MeshConfig(fsdp=2, tensor=2), [FakeDevice(n, platform) for n in range(8)])
+    assert dict(mesh.shape) == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
+    assert [d.id for d in mesh.devices.flat] == list(range(8))  # a machine's devices side by side
+    with pytest.raises(BadInput, match="a multiple of the 2 slices"):
+        sharding.make_mesh(MeshConfig(), [FakeDevice(n, "tpu") for n in range(8)])
 
 
 class FakeMesh:

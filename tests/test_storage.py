@@ -1,6 +1,7 @@
 """Files in object stores: verbs, failures, the cache of this host, and stores read from and prepared to them."""
 
 import multiprocessing
+import os
 import pickle
 import signal
 import subprocess
@@ -232,6 +233,39 @@ def test_the_error_of_a_local_file_stays_one(s3, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError):
         storage.download("s3://bucket/a", tmp_path / "file" / "b")
+
+
+@pytest.mark.parametrize("name", ["sweep[1]", "run*", "r?n"])
+def test_a_name_is_never_a_pattern(root, name):
+    others = [storage.join(root, other, "b*.bin") for other in ("sweep1", "run", "running")]
+    for other in others:
+        storage.write_bytes(other, b"of another run")
+    for victim in ("b*.bin", "deep/b[1].bin"):
+        storage.write_bytes(storage.join(root, name, victim), b"")
+    storage.delete_tree(storage.join(root, name, "b*.bin"))
+    assert storage.file_sizes(storage.join(root, name)) == {"deep/b[1].bin": 0}
+    storage.move(storage.join(root, name), storage.join(root, f"{name}x"))
+    assert list(storage.file_sizes(storage.join(root, f"{name}x"))) == ["deep/b[1].bin"]
+    storage.delete_tree(storage.join(root, f"{name}x"))
+    assert sorted(storage.file_sizes(root)) == ["run/b*.bin", "running/b*.bin", "sweep1/b*.bin"]
+
+
+def test_a_lost_connection_is_no_empty_folder(s3, monkeypatch, tmp_path):
+    async def lost(*_, **__):
+        raise ConnectionResetError
+
+    storage.write_bytes("s3://bucket/root/a/b", b"")
+    assert storage.list_folder("s3://bucket/none") == storage.glob("s3://bucket/none", "*/b") == []
+    import s3fs
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_ls", lost)
+    for listed in (lambda: storage.list_folder("s3://bucket/root"), lambda: storage.glob("s3://bucket/root", "*/b")):
+        with pytest.raises(BadInput, match="ConnectionResetError, 5 times in a row"):
+            listed()
+    monkeypatch.setattr(Path, "iterdir", lambda folder: os.stat(folder / "away" / "x"))
+    (tmp_path / "away").symlink_to("away")  # one error of many that say nothing of what is in a folder
+    with pytest.raises(OSError):
+        storage.list_folder(tmp_path)
 
 
 def test_a_bucket_is_never_removed(s3):

@@ -182,9 +182,11 @@ def _refuse_foreign(output: Place) -> None:
         return
     if is_remote(output) and storage.exists(storage.join(output, _SENDING)):
         return
-    with contextlib.suppress(OSError, ValueError, storage.Missing):
-        if json.loads(storage.read_bytes(storage.join(output, "manifest.json"))).get("format") == FORMAT:
-            return
+    with contextlib.suppress(storage.Missing):
+        written = storage.read_bytes(storage.join(output, "manifest.json"))
+        with contextlib.suppress(ValueError, AttributeError):  # any file may have this name
+            if json.loads(written).get("format") == FORMAT:
+                return
     raise BadInput(
         str(output), "something that is no export", "a new folder or an earlier export", "choose another one"
     )

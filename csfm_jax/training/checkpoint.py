@@ -29,6 +29,7 @@ from csfm_jax.training.manifest import (
     differences,
     finished_steps,
     manifest_path,
+    no_manifest,
     read_manifest,
     unfinished,
     verify_step,
@@ -216,7 +217,12 @@ def restore_params(path: Place, verify: bool = True) -> tuple[config_lib.Config,
         BadInput: no checkpoint there, or a file of it is missing or changed.
     """
     step = find_step(path)
-    item = "average" if any(name.startswith("average/") for name in read_manifest(step) or ()) else "params"
+    files = read_manifest(step)
+    if files is None:
+        name, found, expected = no_manifest(step)
+        advice = remote_steps.way_back(step) if storage.is_remote(step) else way_back(step)
+        raise BadInput(str(storage.join(step, name)), found, expected, advice)
+    item = "average" if any(name.startswith("average/") for name in files) else "params"
     with _here(step, (item, "run"), verify) as folder, orbax_context():
         described = ocp.checkpointables_metadata(folder).metadata[item]
         wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), described)

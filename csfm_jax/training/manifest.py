@@ -63,13 +63,21 @@ def write_manifest(step: Path) -> None:
 
 
 def read_manifest(step: Place) -> dict | None:
-    """{name: {"size", "sha256"}} of a step's files; None where there is no manifest, or one that was changed."""
+    """{name: {"size", "sha256"}} of a step's files; None where there is no manifest, or one that was changed.
+
+    Raises:
+        BadInput, OSError: the object store or the disk gives no answer, which says nothing of the step.
+    """
     try:
-        text = storage.read_bytes(manifest_path(step)).decode()
+        written = storage.read_bytes(manifest_path(step))
+    except storage.Missing:
+        return None
+    try:
+        text = written.decode()
         files = json.loads(text)["files"]
         # written in exactly one way, so that a change shows anywhere in it
         whole = text == manifest_text(step, files) and all(f.keys() == _FILE_KEYS for f in files.values())
-    except (OSError, storage.Missing, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return files if whole else None
 
@@ -88,10 +96,13 @@ def differences(step: Path, shard: int, shards: int, content: bool) -> Iterator[
         return
     for name in sorted(files)[shard::shards]:
         path, wanted = step / name, files[name]
-        if not path.is_file():
+        try:
+            size = storage.file_size(path)
+        except storage.Missing:
             yield name, "no such file", f"{wanted['size']} bytes"
-        elif path.stat().st_size != wanted["size"]:
-            yield other_size(name, path.stat().st_size, wanted)
+            continue
+        if size != wanted["size"]:
+            yield other_size(name, size, wanted)
         elif content and (actual := _sha256(path)) != wanted["sha256"]:
             yield other_content(name, actual, wanted)
 

@@ -167,9 +167,10 @@ def trained_on(provenance: dict) -> TrainedOn:
 def _read_subjects(path: storage.Place, expected: dict | None) -> set[bytes] | None:
     if expected is None or not storage.exists(path):
         return None
+    written = storage.read_bytes(path)
     try:
-        lines = gzip.decompress(storage.read_bytes(path)).split()
-    except (OSError, EOFError, zlib.error):
+        lines = gzip.decompress(written).split()
+    except (gzip.BadGzipFile, EOFError, zlib.error):
         lines = []
     if (found := hashlib.sha256(b"\n".join(lines)).hexdigest()) != expected["sha256"]:
         remedy = "restore the file from a copy; without it, move it away and check by hand who was trained on"

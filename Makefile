@@ -1,5 +1,6 @@
 # make demo                      pretrain on a simulated cohort, resume, evaluate, draw, export
 # make demo RECORDINGS=FOLDER    the same on your own recordings
+# make evaluate RECORDINGS=FOLDER   a study: pretraining, then every baseline on the same people; hours; EVALUATE=words
 # make test                      every test; PYTHON=python3.12 picks another interpreter
 # make fuzz                      100,000 damaged files through every reader; FUZZ=--inputs=1000 for fewer
 # make drill                     runs that are killed, filled up, damaged and moved: as if nothing had been
@@ -16,7 +17,7 @@ DEMO := runs/demo$(if $(RECORDINGS),-recordings)
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: install demo test bench accelerator fuzz drill slurm-test lint clean
+.PHONY: install demo evaluate test bench accelerator fuzz drill slurm-test lint clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +33,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh "$(DEMO)" "$(RECORDINGS)"
+
+evaluate: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/evaluate.sh runs/evaluate "$(or $(RECORDINGS),simulated)" $(EVALUATE)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

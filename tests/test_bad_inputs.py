@@ -71,6 +71,7 @@ def test_what_is_left_out_is_told(site, capsys, monkeypatch):
     (site / "elsewhere").mkdir()
     (site / "site" / "ward").symlink_to(site / "elsewhere")
     (site / "site" / "closed").mkdir()
+    (site / "site" / "closed" / "ptbxl_database.csv").write_text("a known dataset, if it could be looked into\n")
     (site / "site" / "c.edf").write_bytes(edf("P-3 F 02-AUG-1951 X"))
     scandir, access, opened = os.scandir, os.access, open
 
@@ -87,7 +88,9 @@ def test_what_is_left_out_is_told(site, capsys, monkeypatch):
     # whoever runs the tests may be root, whom no permission stops
     monkeypatch.setattr("os.scandir", no_folder)
     monkeypatch.setattr("builtins.open", no_file)
-    monkeypatch.setattr("os.access", lambda path, mode: not str(path).endswith("c.edf") and access(path, mode))
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: not str(path).endswith(("c.edf", "closed")) and access(path, mode)
+    )
     (source,) = open_sources(site / "site")
     assert [entry.study for entry in source.entries()] == ["a.edf", "b.edf"]
     for note in ("unreadable (1)", "cannot be opened were left out: 1", "links to folders were not followed: 1"):

@@ -14,6 +14,7 @@ import data_pipelines
 from data_pipelines import formats
 from data_pipelines.datasets import open_sources
 from data_pipelines.errors import BadInput
+from data_pipelines.formats import hdf5
 
 h5py = pytest.importorskip("h5py", reason="the extra [formats] is not installed")
 pydicom = pytest.importorskip("pydicom", reason="the extra [formats] is not installed")
@@ -77,6 +78,18 @@ def test_half_a_file_is_listed_and_its_reason_told(tmp_path):
     assert formats.find(tmp_path) == ([("e.mat", ""), ("sph.h5", "")], {})
     refused(tmp_path / "sph.h5", "damaged HDF5")
     refused(tmp_path / "e.mat", "damaged MATLAB|not as its length")
+
+
+def test_names_of_recordings_are_numbers_or_texts_of_one_length(tmp_path):
+    fields = {"dataset": "x", "items": "who", "channels": ["I", "II"]}
+    for names in (np.array([b"a", b"b"]), [7, 8], ["a", "b"]):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file["x"], file["who"] = np.ones((2, 100, 2)), names
+        path = describe(tmp_path / "x.h5", **fields)
+        if isinstance(names[0], str):
+            refused(f"{path}#b", "texts of variable length; .* write them with a fixed one")
+        else:
+            assert len(data_pipelines.read(f"{path}#{hdf5.items(path)[1]}").channels) == 2
 
 
 def test_recordings_of_one_name_in_a_file_cost_only_themselves(tmp_path):

@@ -1,6 +1,7 @@
 """The datasets this package knows, one a module: where their files, subjects, splits, labels and reports are."""
 
 import importlib
+import os
 import re
 from pathlib import Path
 
@@ -82,4 +83,6 @@ def known_datasets() -> list[type[Source]]:
 
 
 def _recognise(folder: Path) -> Source | None:
+    if not os.access(folder, os.R_OK | os.X_OK):  # listing it tells; a closed folder beside others is left out
+        return None
     return next((dataset(folder) for dataset in known_datasets() if dataset.recognises(folder)), None)

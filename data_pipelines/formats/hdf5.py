@@ -159,8 +159,10 @@ def _dataset(path: Path, file, name: str):
             raise BadInput(path, "a link in place of a dataset", "data in the file itself", "copy the data into it")
         place = place[part]
     if not isinstance(place, h5py.Dataset) or place.dtype.kind not in "iufS" or place.is_virtual or place.external:
-        found = "something else than numbers in the file itself"
-        raise BadInput(path, found, f"a dataset {name!r} of numbers", "convert the file")
+        found, remedy = "something else than numbers in the file itself", "convert the file"
+        if isinstance(place, h5py.Dataset) and h5py.check_string_dtype(place.dtype):  # they lie in heaps of their own
+            found, remedy = "texts of variable length", "write them with a fixed one, as NumPy's dtype 'S16'"
+        raise BadInput(path, found, f"a dataset {name!r} of numbers or of texts of one length", remedy)
     return place
 
 

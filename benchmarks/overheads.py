@@ -40,7 +40,7 @@ def run(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(open_sources("simulated:subjects=60,seed=0")[0], folder / "store", keep_reports=True)
-        nano = configs.load("csfm_nano", [f"--config.data.stores={folder / 'store'}"])
+        nano = configs.load("csfm_nano", [f"--config.data.stores={folder / 'store'}", "--config.optimizer.warmup_steps=0"])
         lines = waiting(_training(nano, steps=steps, log_every=10), folder / "nano")
         lines += host_time(_training(nano, steps=empty_steps, log_every=20), folder / "empty")
         return lines + feeding(folder, batches)
@@ -85,7 +85,7 @@ def host_time(config, folder: Path) -> list[tuple[str, float, str, str]]:
             return getattr(self._loader, name)
 
     def make_empty_step(plan, optimizer, rate, config):
-        empty = _empty(plan, step.make_train_step(plan, optimizer, rate, config))
+        empty = _empty(plan, real(plan, optimizer, rate, config))
 
         def timed(state, batch):
             turns.append(time.perf_counter())
@@ -93,7 +93,7 @@ def host_time(config, folder: Path) -> list[tuple[str, float, str, str]]:
 
         return timed
 
-    loader = loop._loader
+    loader, real = loop._loader, step.make_train_step
     with (
         mock.patch.object(loop, "_loader", lambda *args: Repeating(loader(*args))),
         mock.patch.object(loop.step, "make_train_step", make_empty_step),

@@ -21,9 +21,9 @@ def windows_in(batches) -> Counter:
 
 
 def test_both_sides_train_on_the_same_kinds_of_windows():
-    drawn = [0, 1, 2, 3] * 12
+    drawn = [0, 1, 2, 3] * 16
     config, rows = padding.packed(drawn)
-    assert np.mean([batch.channel != 0 for batch in rows]) > 0.9
+    assert np.mean([batch.channel != 0 for batch in rows]) > 0.85
     for batch in rows:
         held = (batch.visible < padding.ROW).sum(axis=1)
         assert (held <= config.data.row_visible).all() and (batch.target.sum(axis=1) + held).tolist() == (
@@ -47,7 +47,14 @@ def test_pytorch_multiplies_what_our_model_does():
     with FlopCounterMode(display=False) as counter:
         loss = torch_step._torch(config, torch_step.packed_rows(config))()
     assert 0.5 < loss < 3.0  # of noise of variance 1
-    assert counter.get_total_flops() == pytest.approx(flops.count(config).train * config.data.rows, rel=0.03)
+    # PyTorch's counter leaves attention out on CPU, and our model has a head for PPG, too
+    attention = sum(
+        4 * part.depth * tokens**2 * part.heads * part.head_dim
+        for part, tokens in ((config.encoder, 61), (config.decoder, 241))
+    )
+    ppg = 2 * 241 * config.decoder.width * 125
+    ours = flops.count(config).train - 3 * (attention + ppg)
+    assert counter.get_total_flops() == pytest.approx(ours * config.data.rows, rel=0.01)
     assert torch.isfinite(torch.tensor(loss))
 
 

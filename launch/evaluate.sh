@@ -21,7 +21,7 @@ csfm prepare --source="$recordings" --output="$stores" ${key[@]+"${key[@]}"}
 say "pretraining, on train subjects"
 csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" $pretraining
 
-held() { ls -d "$stores"/$1 2>/dev/null | paste -sd,; }
+held() { ls -d "$stores"/$1 2>/dev/null | paste -sd, || true; }
 models=linear:$work,attention:$work,finetuned:$work,scratch:csfm_nano,random:csfm_nano
 failed=0
 

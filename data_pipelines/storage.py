@@ -36,6 +36,8 @@ __all__ = [
 Place = str | Path
 
 PART = 1 << 24  # bytes of one request: a lost connection costs at most that much again
+# Read once, while the process has one thread: to read it is to set it, and others write files meanwhile.
+os.umask(_MASK := os.umask(0))
 AT_ONCE = 4  # parts in flight of one transfer; so many times `PART` in memory
 _DELETED_AT_ONCE = 16  # requests without content
 
@@ -356,9 +358,7 @@ def _beside(path: Path):
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)  # mkstemp's files are for their owner alone
+    os.chmod(name, 0o666 & ~_MASK)  # mkstemp's files are for their owner alone
     try:
         yield Path(name)
     finally:

@@ -31,10 +31,12 @@ class Lease:
     """
 
     def __init__(self, path: Path, handle: int):
-        self.path, self._handle = path, handle
+        self.path, self._handle, self._process = path, handle, os.getpid()
 
     def __del__(self):
-        os.close(self._handle)  # ends the lock
+        if os.getpid() == self._process:
+            _unlock(self._handle)  # in a process forked meanwhile the lease is still the first one's
+        os.close(self._handle)
 
 
 class StoreCache:
@@ -69,7 +71,8 @@ class StoreCache:
         if self._limit is not None:
             return self._limit
         disk = shutil.disk_usage(self.folder)
-        used = sum(size for _, size, _ in self._files())
+        # Blocks, not sizes: what is being fetched has its whole size at once, and takes the disk as it comes.
+        used = sum(blocks for _, _, blocks, _ in self._files())
         return max(0, used + disk.free - min(_RESERVE, disk.total // 10))
 
     def _fetch(self, path, address, size, sha256, spare) -> None:
@@ -100,40 +103,47 @@ class StoreCache:
                 raise
             os.replace(part, path)
         finally:
+            _unlock(handle)
             os.close(handle)
 
     def _make_room(self, size, handle, address, spare) -> None:
         """Removes files until `size` bytes fit, and takes that room for the open part."""
         with open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # or two processes would count the same room as theirs
-            os.ftruncate(handle, 0)
-            limit = self.room()
-            if size > limit:
-                raise BadInput(
-                    address,
-                    f"a file of {size} bytes, larger than the cache {self.folder} may become ({limit} bytes)",
-                    "room for it",
-                    "set CSFM_CACHE_GB to more, or CSFM_CACHE to a folder on a larger disk",
-                )
-            files = [file for file in self._files() if not (file[2].suffix == _PART and _remove(file[2]))]
-            used = sum(size for _, size, _ in files)
-            while used + size > limit:
-                gone = next((file for file in files if _remove(file[2])), None)
-                if gone:
-                    files.remove(gone)
-                    used -= gone[1]
-                elif not spare():
-                    break
-            os.ftruncate(handle, size)
+            try:
+                self._reserve(size, handle, address, spare)
+            finally:
+                _unlock(lock.fileno())
 
-    def _files(self) -> list[tuple[int, int, Path]]:
-        """(time of last use, bytes, path), the longest unused first."""
+    def _reserve(self, size, handle, address, spare) -> None:
+        os.ftruncate(handle, 0)
+        limit = self.room()
+        if size > limit:
+            raise BadInput(
+                address,
+                f"a file of {size} bytes, larger than the cache {self.folder} may become ({limit} bytes)",
+                "room for it",
+                "set CSFM_CACHE_GB to more, or CSFM_CACHE to a folder on a larger disk",
+            )
+        files = [file for file in self._files() if not (file[-1].suffix == _PART and _remove(file[-1]))]
+        used = sum(size for _, size, *_ in files)
+        while used + size > limit:
+            gone = next((file for file in files if _remove(file[-1])), None)
+            if gone:
+                files.remove(gone)
+                used -= gone[1]
+            elif not spare():
+                break
+        os.ftruncate(handle, size)
+
+    def _files(self) -> list[tuple[int, int, int, Path]]:
+        """(time of last use, bytes, bytes of the disk that they take, path), the longest unused first."""
         found = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):
                 stat = entry.stat()
-                found.append((stat.st_mtime_ns, stat.st_size, Path(entry.path)))
-        return sorted(file for file in found if file[2].name != ".lock")
+                found.append((stat.st_mtime_ns, stat.st_size, stat.st_blocks * 512, Path(entry.path)))
+        return sorted(file for file in found if file[-1].name != ".lock")
 
 
 def _limit(text: str | None) -> int | None:
@@ -184,4 +194,10 @@ def _remove(path: Path) -> bool:
     except OSError:
         return False
     finally:
+        _unlock(handle)
         os.close(handle)
+
+
+def _unlock(handle: int) -> None:
+    """Ends a lock in every process: one that was forked meanwhile has a copy of the open file, and so of the lock."""
+    fcntl.flock(handle, fcntl.LOCK_UN)

@@ -53,17 +53,25 @@ def claim(output: str, plan: dict) -> dict | None:
     """
     found = storage.file_sizes(output)
     if MANIFEST in found:
-        manifest = read_manifest(output)
-        compare_plans(output, manifest["plan"], plan)
-        return manifest
+        return _finished(output, plan)
     if found and _PLAN not in found:
         remedy = "choose another --output, or remove what is there"
         raise BadInput(output, f"{len(found)} files that are no store", "nothing yet", remedy)
     if not found:
         with contextlib.suppress(BadInput):  # of another plan: told below
             storage.create_bytes(storage.join(output, _PLAN), _plan_bytes(plan))
-    compare_plans(output, json.loads(storage.read_bytes(storage.join(output, _PLAN))), plan)
+    try:
+        planned = storage.read_bytes(storage.join(output, _PLAN))
+    except storage.Missing:  # another job has finished the store since we looked
+        return _finished(output, plan)
+    compare_plans(output, json.loads(planned), plan)
     return None
+
+
+def _finished(output: str, plan: dict) -> dict:
+    manifest = read_manifest(output)
+    compare_plans(output, manifest["plan"], plan)
+    return manifest
 
 
 def send(folder: Path, output: str, progress: Callable[[int, int], None]) -> None:

@@ -34,7 +34,8 @@ def get_config():
         part.width, part.depth, part.heads, part.head_dim, part.mlp = 8, 1, 1, 8, 16
     c.optimizer.warmup_steps = 5
     t = c.training
-    t.steps, t.log_every, t.save_every, t.eval_every = {STEPS}, 1, {SAVE_EVERY}, 1000
+    t.steps, t.log_every, t.save_every = {STEPS}, 1, {SAVE_EVERY}
+    t.eval_every, t.eval_batches = {FAULT_AT + 1}, 2
     return c
 """
 
@@ -104,8 +105,8 @@ def _free_job() -> int:
     raise OSError("no free port")
 
 
-def lines(workdir: Path) -> list[dict]:
-    path = workdir / "metrics.jsonl"
+def lines(workdir: Path, name: str = "metrics") -> list[dict]:
+    path = workdir / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
@@ -124,11 +125,14 @@ def reached(workdir: Path, step: int):
     return happened
 
 
-def differences(workdir: Path, expected: list[dict], exact: bool) -> list[str]:
+def differences(workdir: Path, undisturbed: Path, exact: bool) -> list[str]:
     """What of the run is not as in the undisturbed one."""
-    found, wrong = lines(workdir), []
+    found, expected, wrong = lines(workdir), lines(undisturbed), []
     if [line["step"] for line in found] != list(range(1, STEPS + 1)):
         return [f"steps {[line['step'] for line in found]}"]
+    mine, others = (lines(folder, "validation") for folder in (workdir, undisturbed))
+    if [line["step"] for line in mine] != [line["step"] for line in others] or (exact and mine != others):
+        wrong.append(f"validation after steps {[line['step'] for line in mine]}, or its figures")
     for mine, other in zip(found, expected):
         for name in ("epoch", "row", "fill/tokens", "fill/visible"):
             if mine[name] != other[name]:
@@ -139,7 +143,7 @@ def differences(workdir: Path, expected: list[dict], exact: bool) -> list[str]:
     return wrong
 
 
-def scenarios(cluster: Cluster, processes: int, expected: list[dict]) -> Iterator[tuple[str, list[str]]]:
+def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[tuple[str, list[str]]]:
     """(what was done, what went wrong) of each fault."""
 
     def folder(name: str) -> Path:
@@ -147,7 +151,7 @@ def scenarios(cluster: Cluster, processes: int, expected: list[dict]) -> Iterato
 
     def again(workdir: Path, on: int = processes) -> list[str]:
         codes = cluster.run(workdir, on)
-        return [f"exit codes {codes}"] * any(codes) + differences(workdir, expected, on == processes)
+        return [f"exit codes {codes}"] * any(codes) + differences(workdir, undisturbed, on == processes)
 
     for rank in range(processes):
         workdir = folder(f"term-{rank}")
@@ -220,7 +224,7 @@ def main() -> int:
             if any(codes := cluster.run(undisturbed, processes)):
                 print(f"{processes} processes, undisturbed: exit codes {codes}\n{cluster.said()[-2000:]}")
                 return 1
-            for what, wrong in scenarios(cluster, processes, lines(undisturbed)):
+            for what, wrong in scenarios(cluster, processes, undisturbed):
                 failed += bool(wrong)
                 print(f"{processes} processes, {what}: {'; '.join(wrong[:3]) or 'as if nothing had been'}", flush=True)
                 if wrong:

@@ -19,8 +19,8 @@ class Clock:
 def test_every_second_has_one_cause_over_a_restart(tmp_path):
     clock = Clock()
 
-    def begin(resumed):
-        goodput = Goodput(tmp_path / "goodput.json", clock.at, resumed=resumed, write=True, now=clock)
+    def begin():
+        goodput = Goodput(tmp_path / "goodput.json", clock.at, write=True, now=clock)
         clock.at += 3
         goodput.started()
         return goodput
@@ -35,12 +35,12 @@ def test_every_second_has_one_cause_over_a_restart(tmp_path):
                 clock.at += 2
         goodput.stepped(number)
 
-    first = begin(False)
+    first = begin()
     for number in range(1, 8):
         step(first, number)
     first.write()
     clock.at += 60  # killed; the checkpoint of step 4 stands
-    second = begin(True)
+    second = begin()
     for number in range(5, 10):
         step(second, number)
     values = second.values()
@@ -53,7 +53,7 @@ def test_every_second_has_one_cause_over_a_restart(tmp_path):
 def test_a_torn_file_costs_no_run(tmp_path):
     (tmp_path / "goodput.json").write_text('{"first": 3')
     clock = Clock()
-    goodput = Goodput(tmp_path / "goodput.json", clock.at, resumed=True, write=False, now=clock)
+    goodput = Goodput(tmp_path / "goodput.json", clock.at, write=False, now=clock)
     clock.at += 10
     assert goodput.values()["goodput"] == 1.0
     goodput.write()

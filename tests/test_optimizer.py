@@ -10,7 +10,7 @@ from flax import nnx
 from csfm_jax import config as config_lib
 from csfm_jax import objectives, sharding
 from csfm_jax.config import OptimizerConfig
-from csfm_jax.training.optimizer import MOMENTUM, decay_mask, learning_rate, make_optimizer
+from csfm_jax.training.optimizer import MOMENTUM, decay_mask, learning_rate, make_optimizer, matrices
 from csfm_jax.training.state import blueprint
 from data_pipelines.errors import BadInput
 
@@ -137,6 +137,15 @@ def test_what_is_no_matrix_of_a_block_is_adamws(muon_steps):
     # every stacked kernel, whatever modules a block gets, and nothing else
     assert by_muon == {name for name in taken if "'blocks'" in name and name.endswith("['kernel']")}
     assert len(by_muon) == 8 and len(taken) > 30
+
+
+def test_kernels_of_other_networks_blocks_are_adamws():
+    squeeze = {"down": {"kernel": jnp.ones((16, 4))}, "up": {"kernel": jnp.ones((4, 16))}}  # as Net1D names them
+    params = {"encoder": {"network": {"blocks": {0: {"excitation": squeeze}}}}}
+    muon = make_optimizer(OptimizerConfig(name="muon", warmup_steps=0), 10)
+    updates, _ = muon.update(params, muon.init(params), params)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+    assert set(jax.tree.leaves(matrices(params), is_leaf=lambda of: of is None)) == {None}
 
 
 def test_muons_state_lies_where_its_parameters_lie():

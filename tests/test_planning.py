@@ -104,6 +104,20 @@ def test_loops_groups_and_slices_are_counted():
     assert found.hbm_bytes == 12 * turn + rest
 
 
+def test_gathers_that_were_joined_are_counted_together():
+    text = """HloModule step
+
+ENTRY %main (a: f32[4]) -> f32[16] {
+  %a = f32[4]{0} parameter(0)
+  %b = f32[8]{0} parameter(1)
+  %begun = ((f32[4]{0}, f32[8]{0}), (f32[16]{0}, f32[32]{0})) all-gather-start(%a, %b), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  %alone = (f32[4]{0}, f32[16]{0}) all-gather-start(%a), channel_id=2, replica_groups={{0,1,2,3}}, dimensions={0}
+  %sent = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%b), channel_id=3, source_target_pairs={{0,1},{1,0}}
+}
+"""  # noqa: E501
+    assert [c.moved for c in program.read(text, [0] * 4).collectives] == [0.75 * (64 + 128), 0.75 * 64, 32]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from object_stores import Fault, fake_gcs, fake_s3, s3_bucket
 from test_checkpoint import RUN, abstract, arrays
 
-from csfm_jax.training import checkpoint, remote
+from csfm_jax.training import checkpoint, loop, remote
 from csfm_jax.training.manifest import finished_steps, read_manifest, verify_step
 from csfm_jax.training.remote import RemoteCheckpoints, Workdir
 from csfm_jax.training.together import barrier
@@ -187,16 +188,29 @@ def test_a_damaged_step_is_set_aside_and_the_last_one_is_refused(s3, tmp_path, c
             assert error.value.where == victim
 
 
-def test_an_outage_is_no_damage(s3, tmp_path):
+def test_a_step_that_only_another_process_finds_damaged_can_be_saved_again(s3, tmp_path, monkeypatch):
+    saved(tmp_path, 1, 2)
+    answers = iter([True])  # of the other process; here step 2 came back whole
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "anywhere", lambda flag: next(answers, flag))
+        checkpoints = opened(tmp_path)
+    assert checkpoints.latest() == 1 and checkpoints.read_run()["step"] == 1
+    save(checkpoints, 2)
+    checkpoints.close()
+    assert finished_steps(HOME) == [1, 2]
+
+
+def test_an_outage_is_no_damage(s3, tmp_path, monkeypatch):
+    monkeypatch.setitem(storage_errors.TRIES, "s3", 1)
     checkpoints = opened(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, arrays(step), {"moments": arrays(-step)}, RUN, arrays(0.5 * step))
         checkpoints.wait()
     checkpoints.close()
-    fault = Fault("GET /bucket/runs/one/checkpoints/2.manifest.json", 15, 503)  # as many as one attempt makes
+    fault = Fault("GET /bucket/runs/one/checkpoints/2.manifest.json", 3, 503)  # as many as one attempt makes
     for read in (opened, lambda _: checkpoint.restore_params(HOME), lambda _: checkpoint.restore_params(f"{HOME}/2")):
         s3.faults[:] = [dataclasses.replace(fault)]
-        with pytest.raises(BadInput, match=r"2.manifest.json: found HTTP 503, 5 times in a row"):
+        with pytest.raises(BadInput, match=r"2.manifest.json: found HTTP 503, 1 times in a row"):
             read(tmp_path)
     assert finished_steps(HOME) == [1, 2]
     np.testing.assert_array_equal(checkpoint.restore_params(HOME)[1]["cls"], np.ones(8))  # the average
@@ -341,6 +355,43 @@ def test_the_error_that_ended_a_run_is_not_hidden_by_lines_that_cannot_be_sent(s
     assert "the last lines were not sent: s3://bucket/runs/one/metrics.jsonl" in capsys.readouterr().err
     with pytest.raises(BadInput, match="access refused"), Workdir("s3://bucket/runs/one") as home:
         (home.folder / "metrics.jsonl").write_text("{}")
+
+
+def test_a_run_in_whose_place_another_went_on_seals_no_more_steps(s3, tmp_path):
+    with pytest.raises(BadInput, match=r"that another run is writing \(process 7 on b\)"):
+        with Workdir("s3://bucket/runs/one") as home:
+            checkpoints = home.checkpoints(2)
+            save(checkpoints, 1)
+            storage.write_bytes("s3://bucket/runs/one/claim.json", b'{"host": "b", "process": 7, "run": "other"}')
+            try:
+                save(checkpoints, 2)
+            finally:
+                checkpoints._sealing = None
+                checkpoints.close()
+    assert finished_steps(HOME) == [1] and storage.exists("s3://bucket/runs/one/claim.json")  # the other's
+
+
+@pytest.fixture
+def no_cache():
+    """JAX without a compilation cache, as in a process whose environment names none."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], None)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_programs_that_were_compiled_lie_where_every_host_finds_them(s3, no_cache):
+    loop._cache_compilations(Workdir("s3://bucket/runs/one"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    three = jax.jit(lambda x: 3.25 * x)(np.ones(7, np.float32))
+    assert any("jit__lambda" in name for name in storage.file_sizes("s3://bucket/runs/one/compilation_cache"))
+    s3.faults.append(Fault("compilation_cache", 1000, 403))
+    with pytest.warns(UserWarning, match="persistent compilation cache"):  # and compiles as ever
+        assert (jax.jit(lambda x: 1.25 * x)(np.ones(7, np.float32)) < three).all()
 
 
 def test_a_local_work_directory_is_its_own_folder(tmp_path):

@@ -12,7 +12,7 @@ from csfm_jax.cli import main
 from csfm_jax.evaluation import calibrated
 from csfm_jax.export import golden
 from csfm_jax.training import record
-from data_pipelines import storage
+from data_pipelines import storage, storage_errors
 from data_pipelines.errors import BadInput
 
 for _package in ("s3fs", "moto", "flask", "flask_cors"):
@@ -80,7 +80,7 @@ def test_an_export_there_is_the_export_here(run, s3, tmp_path, capsys):
     assert puts[-1].endswith("/manifest.json")
 
 
-def test_only_an_export_is_replaced_and_half_of_one_is_none(run, s3, tmp_path, capsys):
+def test_only_an_export_is_replaced_and_half_of_one_is_none(run, s3, tmp_path, capsys, monkeypatch):
     storage.write_bytes(f"{OUT}/notes.txt", b"keep")
     assert export(RUN, OUT) == 2 and f"{OUT}: found something that is no export" in capsys.readouterr().err
     storage.delete_tree(OUT)
@@ -93,5 +93,6 @@ def test_only_an_export_is_replaced_and_half_of_one_is_none(run, s3, tmp_path, c
     s3.faults.clear()
     assert export(RUN, OUT) == 0 and content(OUT) == whole
     capsys.readouterr()
-    s3.faults.append(Fault("GET /bucket/exports/toy/manifest.json", 15, 503))  # says nothing of what is there
+    monkeypatch.setitem(storage_errors.TRIES, "s3", 1)
+    s3.faults.append(Fault("GET /bucket/exports/toy/manifest.json", 3, 503))  # says nothing of what is there
     assert export(RUN, OUT) == 2 and "found HTTP 503" in capsys.readouterr().err

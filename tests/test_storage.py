@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +270,13 @@ def test_a_lost_connection_is_no_empty_folder(s3, monkeypatch, tmp_path):
         storage.list_folder(tmp_path)
 
 
+def test_writing_leaves_the_mask_of_new_files_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda mask: 1 / 0)  # of the process: other threads write files meanwhile
+    storage.write_bytes(tmp_path / "new", b"")
+    (tmp_path / "as usual").write_bytes(b"")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "as usual").stat().st_mode
+
+
 def test_a_bucket_is_never_removed(s3):
     with pytest.raises(BadInput, match="whole bucket"):
         storage.delete_tree("s3://bucket/")
@@ -436,6 +445,74 @@ def test_who_waits_for_a_file_does_not_wait_for_those_who_use_it(tmp_path, monke
         assert len(leases) == 4 * (i + 1), "a thread waits for a lease that another holds"
 
 
+@pytest.fixture
+def forked():
+    """A function that forks a process which holds all open files until the test ends."""
+    children, (end, begin) = [], os.pipe()
+
+    def fork():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # there are other threads: the child does nothing but wait
+            if (child := os.fork()) == 0:
+                os.close(begin)
+                os.read(end, 1)
+                os._exit(0)
+        children.append(child)
+
+    yield fork
+    os.close(begin)
+    for child in children:
+        os.waitpid(child, 0)
+    os.close(end)
+
+
+def test_a_process_that_is_forked_takes_no_lock_with_it(tmp_path, monkeypatch, forked):
+    def and_forks(address, file, **_):
+        forked()
+        file.write(bytes(10))
+
+    monkeypatch.setenv("CSFM_CACHE", str(tmp_path))
+    monkeypatch.setattr(store_cache, "download_into", and_forks)
+    cache, leases = store_cache.StoreCache(), []
+
+    def taken() -> bool:
+        thread = threading.Thread(target=lambda: leases.append(cache.take("s3://b/x", 10, "1")), daemon=True)
+        thread.start()
+        thread.join(timeout=5)
+        return bool(leases)
+
+    assert taken(), "the lock of the fetched part lives on in the child"
+    forked()
+    path = leases[0].path
+    assert not store_cache._remove(path)
+    leases.clear()
+    assert store_cache._remove(path), "the lease lives on in the child"
+
+
+def test_a_lease_ends_in_its_own_process_only(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    lease = store_cache._leased(tmp_path / "file", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if (child := os.fork()) == 0:
+            lease.__del__()
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert not store_cache._remove(lease.path)
+
+
+def test_room_that_is_promised_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSFM_CACHE", str(tmp_path / "cache"))
+    disk = shutil.disk_usage(tmp_path)._replace(total=10**9, free=5 * 10**8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    cache = store_cache.StoreCache()
+    assert cache.room() == 4 * 10**8
+    for i in range(4):
+        with open(cache.folder / f"{i}.part", "wb") as part:
+            part.truncate(10**8)  # fetched by another process: it has its size, and no block of the disk yet
+    assert cache.room() == 4 * 10**8
+
+
 class Cached:
     """Files of 1000 bytes in a remote place, and a cache of so many bytes."""
 
@@ -592,6 +669,15 @@ def test_an_object_of_the_same_size_but_other_content_is_sent_again(whole, s3, t
 
 def _made(tmp_path):
     return prepare(Cohort(), tmp_path / "made", shards=3, keep_reports=True).path
+
+
+def test_a_store_that_another_job_finishes_meanwhile_is_finished(tmp_path, monkeypatch):
+    made = mixed_store(tmp_path / "a", 4, "a")
+    seen = {store_upload._PLAN: 1}  # a moment ago
+    monkeypatch.setattr(storage, "file_sizes", lambda _: seen)
+    assert store_upload.claim(made.path, made.manifest["plan"])["digest"] == made.digest
+    with pytest.raises(BadInput, match="no such folder"):
+        store_upload.claim(tmp_path / "none", made.manifest["plan"])
 
 
 def test_files_that_are_no_store_are_left_alone(s3):

@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,8 +19,9 @@ import pytest
 from object_stores import Fault, fake_s3, s3_bucket
 
 from csfm_jax import cli, encoding
-from csfm_jax.training import checkpoint, initial, record
+from csfm_jax.training import checkpoint, initial, loop, record, together
 from csfm_jax.training.state import TrainState
+from csfm_jax.training.stopping import StopRequest
 from data_pipelines import storage
 from data_pipelines.errors import BadInput
 
@@ -162,6 +165,52 @@ def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(bench, finish
     code, out, _ = bench.run(tmp_path / "run", *words)
     assert code == 0 and f"steps: {stopped_at} done of {STEPS}" in out
     assert learned(tmp_path / "run") == learned(finished[0])
+
+
+def stopped_at(question: int | None, bench, workdir: Path, monkeypatch, *more: str) -> int:
+    """A run here, of eight steps with a validation after each fourth, told to stop when it asks for the n-th time: once
+    after a step, before each of the four batches of a validation, and before and after it; returns the exit code."""
+    asked = itertools.count(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "asked", lambda stop: next(asked) >= (question or math.inf))
+        words = ("--config.training.steps=8", "--config.training.eval_every=4", "--config.optimizer.warmup_steps=2")
+        return cli.main(bench.words(workdir, *words, "--stopped-code=75", *more))
+
+
+def test_a_stop_is_saved_before_validation_and_the_run_that_goes_on_writes_the_line(bench, tmp_path, monkeypatch):
+    assert stopped_at(None, bench, tmp_path / "whole", monkeypatch) == 0
+    workdir = tmp_path / "run"
+    # within the validation of step 4; within the same one, which is owed; before that of step 8, the last; not at all
+    for question, code, reached, validated in ((6, 75, 4, []), (1, 75, 4, []), (8, 0, 8, [4, 8]), (None, 0, 8, [4, 8])):
+        assert stopped_at(question, bench, workdir, monkeypatch) == code
+        assert checkpoint.finished_steps(workdir / "checkpoints")[-1] == reached
+        assert [line["step"] for line in lines(workdir, "validation")] == validated
+    assert lines(workdir, "validation") == lines(tmp_path / "whole", "validation")
+    assert learned(workdir) == learned(tmp_path / "whole")
+
+
+def test_processes_agree_on_all_but_their_own_paths_and_wait_until_each_has_read_its_stores(
+    bench, tmp_path, monkeypatch
+):
+    said = []
+    monkeypatch.setattr(together, "check_equal", lambda what, digest, *_: said.append(digest))
+    monkeypatch.setattr(loop, "open_stores", lambda *_: said.append("opened"))
+    monkeypatch.setattr(together, "barrier", lambda name, limit=0: said.append(limit) or 1 / 0)
+
+    def agreed(*more: str) -> str:
+        said.clear()
+        with pytest.raises(ZeroDivisionError):
+            cli.main(bench.words(tmp_path / "run", *more))
+        digest, *then = said
+        assert then == ["opened", together.LONG]
+        return digest
+
+    alone = agreed()
+    for same in ("data.workers=3", "data.verify=size", "data.tokenizer=x.json"):
+        assert agreed(f"--config.{same}") == alone
+    t = ("accumulate=2", "eval_every=9", "eval_batches=3", "save_every=9", "keep_checkpoints=9")
+    for other in (*(f"training.{name}" for name in t), "encoder.remat=full", "encoder.attention=dense", "mesh.data=1"):
+        assert agreed(f"--config.{other}") != alone, other
 
 
 def test_muon_and_the_average_of_parameters_go_on_bit_for_bit(bench, tmp_path):
@@ -326,7 +375,7 @@ def test_killed_and_gone_on_on_another_host_a_remote_run_is_the_local_one(bench,
         storage.download(f"{THERE}/{name}", tmp_path / "fetched" / name)
     assert learned(tmp_path / "fetched") == learned(finished[0])
     assert lines(tmp_path / "fetched", "validation") == lines(finished[0], "validation")
-    local = {p.name for p in finished[0].iterdir()} - {"plans", "tensorboard", "compilation_cache"}
+    local = {p.name for p in finished[0].iterdir()} - {"plans", "tensorboard", ".lock"}
     assert {p.name for p in (tmp_path / "fetched").iterdir()} == local
     mine, other = (arrays_of(where / "checkpoints" / str(STEPS)) for where in (tmp_path / "fetched", finished[0]))
     jax.tree.map(np.testing.assert_array_equal, mine, other)

@@ -12,6 +12,7 @@ from pathlib import Path
 from csfm_jax import platform_flags, sharding
 from csfm_jax.config import Config
 from data_pipelines.errors import BadInput
+from data_pipelines.storage import is_remote
 
 HERE = "here"
 
@@ -29,6 +30,8 @@ def fill(config: Config, topology: str, slices: int, folder: str) -> dict[str, i
     Raises:
         BadInput: the config does not fit the devices; no compiler; a folder that cannot be written.
     """
+    if is_remote(folder):
+        raise BadInput("--fill-cache", folder, "a folder here", "fill one, and copy its files there")
     path = Path(folder).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,6 @@ class Step:
         arguments, outputs, temporaries: bytes a chip; what is donated is counted once, among the arguments.
         flops: of the program, loops counted once (the compiler's way): comparable between meshes, not a total.
         program: collectives, memory traffic and kernels, loops counted in full.
-        executable: the compiled step, for `jax.experimental.serialize_executable`.
     """
 
     parameters: int
@@ -48,7 +47,6 @@ class Step:
     temporaries: int
     flops: float
     program: program.Program
-    executable: jax.stages.Compiled
 
     @property
     def peak(self) -> int:
@@ -85,7 +83,6 @@ def compile_step(config: Config, topology: Topology, effort: float = 0.0) -> Ste
         memory.temp_size_in_bytes,
         float(executable.cost_analysis()["flops"]),
         program.read(executable.as_text(), slice_of),
-        executable,
     )
 
 

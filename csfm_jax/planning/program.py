@@ -148,7 +148,7 @@ def _collective(kind, i, times, slice_of) -> Collective:
     groups = _groups(i.rest, len(slice_of))
     arrays = _sizes(i.shape)
     if i.op.endswith("-start") and kind in ("all-gather", "collective-permute"):
-        arrays = arrays[1:2]  # (operand, result, state)
+        arrays = arrays[len(i.operands) : 2 * len(i.operands)]  # (operands, results, state)
     size, group = sum(arrays), max(len(g) for g in groups)
     others = (group - 1) / group
     moved = {

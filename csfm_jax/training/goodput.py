@@ -18,15 +18,16 @@ class Goodput:
     "again" (steps that a restart repeats, since they came after the last checkpoint). The rest is productive.
 
     Args:
-        path: the file. began: when this process began, seconds since the epoch. resumed: whether an earlier process's
-            account goes on. write: whether this process keeps the file.
+        path: the file; where it is there, an earlier process's account goes on, whether or not that process came to
+            save a checkpoint. began: when this process began, seconds since the epoch. write: whether this process
+            keeps the file.
         now: the clock; one that goes on between processes.
     """
 
-    def __init__(self, path: Path, began: float, *, resumed: bool, write: bool, now=time.time):
+    def __init__(self, path: Path, began: float, *, write: bool, now=time.time):
         self._path, self._began, self._write, self._now = path, began, write, now
         self._first, self._step, self._seconds = began, 0, dict.fromkeys(CAUSES, 0.0)
-        if resumed and path.is_file():
+        if path.is_file():
             with contextlib.suppress(OSError, ValueError, KeyError):  # a torn file loses a statistic, not a run
                 kept = json.loads(path.read_text())
                 self._seconds |= {name: kept["seconds"][name] for name in CAUSES}

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -24,7 +25,7 @@ from csfm_jax.training.state import Blueprint, TrainState, blueprint
 from csfm_jax.training.stopping import RunStopped, StopRequest
 from csfm_jax.training.task_validation import TaskValidation
 from csfm_jax.training.watching import Watch
-from data_pipelines import masking, windows
+from data_pipelines import masking, storage, windows
 from data_pipelines.errors import BadInput
 from data_pipelines.loader import Loader, evaluation_batches, make_loader
 from data_pipelines.storage import Place
@@ -55,13 +56,15 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         # All that can be refused is refused before anything is compiled, cheapest first.
         mesh = _checked_mesh(config)
         remedy = "start every process with the same command and the same files"
-        together.check_equal("--config", record.config_digest(config), "one configuration everywhere", remedy)
+        together.check_equal("--config", record.everywhere_digest(config), "one configuration everywhere", remedy)
         rate = learning_rate(config.optimizer, config.training.steps)
         optimizer = run_optimizer(config)
         stores = open_stores(config.data.stores, config.data.verify)
+        # Before anything waits for the others: what a host reads to verify its own copies may take it hours.
+        together.barrier("stores opened", together.LONG)
         home = until_end.enter_context(Workdir(workdir))
         folder = home.folder  # of this host; the work directory itself, unless that is in an object store
-        _cache_compilations(folder)
+        _cache_compilations(home)
         checkpoints = home.checkpoints(config.training.keep_checkpoints)
         until_end.callback(checkpoints.close)
         saved = checkpoints.read_run()
@@ -92,7 +95,7 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         log = until_end.enter_context(Log(folder, done=done, steps=config.training.steps, write=writes))
         until_end.enter_context(sharding.use(mesh))
 
-        goodput = Goodput(folder / "goodput.json", began, resumed=done > 0, write=writes)
+        goodput = Goodput(folder / "goodput.json", began, write=writes)
         run = Run(config, plan, loader, checkpoints, log, about, goodput)
         run.interval = interval_from(saved["interval"]) if saved else Interval()
         kind = TaskValidation if config.adaptation.task else Validation
@@ -100,8 +103,12 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         train_step = step.make_train_step(plan, optimizer, rate, config)
         watch = until_end.enter_context(Watch(config.training, folder / "profile"))
         goodput.started()
-        number = done  # a run that is complete makes no step
-        for number in range(done + 1, config.training.steps + 1):
+        number, steps = done, range(done + 1, config.training.steps + 1)  # a run that is complete makes none
+        # The line that a stop had no time for. Its absence is asked for, too: this run may be the second to go on here.
+        owed = saved.get("owes_validation", False) and together.anywhere(log.lacks("validation", done))
+        if owed and not run.validate(validation, done, state, stop.asked):
+            steps = ()
+        for number in steps:
             watch.step(number)
             with goodput.spent("data"):
                 batch, facts = run.next_batch()
@@ -112,16 +119,21 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
             run.settle()
             run.pending = number, metrics, facts
             checkpoints.check()
-            last = stop.asked(number) or number == config.training.steps
-            if number % config.training.eval_every == 0:
-                run.settle()
-                with goodput.spent("evaluate"):
-                    log.write("validation", number, validation.measure(state.weights))
+            # A machine that is taken back is gone half a minute later: the checkpoint comes first, and the line of this
+            # step is written by the run that goes on.
+            owed = number % config.training.eval_every == 0
+            if owed and not stop.asked():
+                owed = not run.validate(validation, number, state, stop.asked)
+            last = stop.asked() or number == config.training.steps
             if last or number % config.training.save_every == 0:
                 # Lines up to a checkpoint's step are on disk before it is: a restart drops only later ones.
                 run.settle()
                 with goodput.spent("save"):
-                    run.save(number, state)
+                    run.save(number, state, owed)
+                    if last:
+                        checkpoints.wait()
+            if owed and number == config.training.steps:  # no run goes on from here
+                run.validate(validation, number, state, lambda: False)
             goodput.stepped(number)
             if last:
                 goodput.write()
@@ -212,7 +224,17 @@ class Run:
         norm = {"gradient_norm": float(metrics.gradient_norm), "usual_norm": self._usual_norm}
         return {"reason": reason, **norm, "epoch": epoch, "row": row, "windows": windows}
 
-    def save(self, number: int, state: TrainState) -> None:
+    def validate(self, validation, number: int, state: TrainState, stopping: Callable[[], bool]) -> bool:
+        """Writes the line of held-out figures after step `number`; False, and no line, where a stop was asked for."""
+        self.settle()
+        with self._goodput.spent("evaluate"):
+            measured = validation.measure(state.weights, stopping)
+        if measured is None:
+            return False
+        self._log.write("validation", number, measured)
+        return True
+
+    def save(self, number: int, state: TrainState, owes_validation: bool) -> None:
         """Starts saving the state after step `number`."""
         position = {
             "step": number,
@@ -221,6 +243,7 @@ class Run:
             "usual_norm": self._usual_norm,
             "data": self._loader.state(),
             "interval": interval_values(self.interval),
+            "owes_validation": owes_validation,
         }
         self._checkpoints.save(number, state.params, state.optimizer, {**self._about, **position}, state.average)
 
@@ -235,8 +258,12 @@ class Validation:
         if not self._present and jax.process_index() == 0:
             print("no validation subjects in these stores: no held-out loss will be measured", flush=True)
 
-    def measure(self, params: dict) -> dict:
-        """{"validation/KIND/METRIC/MODALITY": average over `training.eval_batches` batches}."""
+    def measure(self, params: dict, stopping: Callable[[], bool] = lambda: False) -> dict | None:
+        """{"validation/KIND/METRIC/MODALITY": average over `training.eval_batches` batches}.
+
+        Args:
+            stopping: asked before each batch, the same answer in every process; None is returned once it says so.
+        """
         found = {}
         for kind in masking.STRATEGIES if self._present else ():
             sums, counts = {}, {}
@@ -251,6 +278,8 @@ class Validation:
                 hosts=self._share.parts,
             )
             for _, batch in zip(range(self._config.training.eval_batches), batches):
+                if stopping():
+                    return None
                 outputs = jax.device_get(self._evaluate(params, step.to_global(batch, self._mesh)))
                 for total, more in zip((sums, counts), outputs):
                     for name, value in more.items():
@@ -294,10 +323,11 @@ def _loader(config: Config, stores, plans_dir: Path, state: dict | None, share: 
     return loader
 
 
-def _cache_compilations(folder: Path) -> None:
-    # A restart then compiles nothing; what takes less than a second is not worth a file.
+def _cache_compilations(home: Workdir) -> None:
+    # A restart then compiles nothing; what takes less than a second is not worth a file. Process 0 alone writes them,
+    # so that they lie where every host reads: in the object store, where the work directory is there.
     if jax.config.jax_compilation_cache_dir is None:  # a cache that several runs share may be set in the environment
-        jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
+        jax.config.update("jax_compilation_cache_dir", str(storage.join(home.place, "compilation_cache")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

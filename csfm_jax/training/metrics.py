@@ -196,6 +196,13 @@ class Log:
                 if number is not None:
                     self._board.add_scalar(f"{key}/{part}" if part else key, number, step)
 
+    def lacks(self, name: str, step: int) -> bool:
+        """Whether NAME.jsonl has no line of a step; False in a process that writes none."""
+        if name not in self._files:
+            return False
+        written = Path(self._files[name].name).read_text(encoding="utf-8").splitlines()
+        return all(json.loads(line)["step"] != step for line in written)
+
     def progress(self, step: int, loss: float | None) -> None:
         if self._bar is not None:
             self._bar.set_postfix(loss=loss, refresh=False)

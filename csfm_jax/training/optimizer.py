@@ -78,7 +78,8 @@ def matrices(params: dict) -> dict:
 
     def axes(path, leaf):
         names = [key.key for key in path]
-        stacked = "blocks" in names and names[-1] == "kernel"
+        # others have blocks, too, with kernels of their own under these names
+        stacked = "transformer" in names and "blocks" in names and names[-1] == "kernel"
         return MATRICES.get(names[-2]) if stacked else None
 
     return jax.tree_util.tree_map_with_path(axes, params)

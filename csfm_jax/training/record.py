@@ -39,6 +39,8 @@ FREE = (
     "encoder.attention",
     "encoder.remat",
 )
+# What may differ between the hosts of one run: where their files are, and how those are read.
+OF_HOST = ("data.stores", "data.tokenizer", "data.workers", "data.verify")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "tokenizers")
 
 SUBJECTS = "subjects-trained.txt.gz"  # of this run
@@ -70,9 +72,9 @@ def describe(config: Config, stores: list[Store], tokenizer: str | None, command
     }
 
 
-def config_digest(config: Config) -> str:
-    """SHA-256 of all that decides what is learned; paths may differ between hosts."""
-    decides = {name: value for name, value in _flat(config.to_dict()).items() if not name.startswith(FREE)}
+def everywhere_digest(config: Config) -> str:
+    """SHA-256 of what all processes of a run must agree on: also how often they meet, and on which mesh."""
+    decides = {name: value for name, value in _flat(config.to_dict()).items() if not name.startswith(OF_HOST)}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

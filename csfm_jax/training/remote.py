@@ -9,9 +9,12 @@ part of those that are saved, and a whole one at a restart.
 
     WORKDIR/checkpoints/<step>/, <step>.manifest.json     as in a folder; damaged-<step>
     WORKDIR/checkpoints/<step>.part-<process>.json        what one of several processes has sent; gone with the manifest
+    WORKDIR/claim.json                                    that a run is writing there: `claim.py`
+    WORKDIR/compilation_cache/                            JAX's; process 0 fills it, every host reads it
     WORKDIR/*.json, *.jsonl, ...                          the record and the lines of the run
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,6 +29,7 @@ import jax
 
 from csfm_jax.training import remote_steps
 from csfm_jax.training.checkpoint import Checkpoints, check_keep, orbax_context, set_damaged_aside
+from csfm_jax.training.claim import LOCK, Claim, locked
 from csfm_jax.training.manifest import (
     Difference,
     finished_steps,
@@ -48,36 +52,52 @@ class Workdir:
     """The work directory of a run, and the folder of this host where the run's files are written.
 
     In a local run they are the same. Otherwise the folder is below CSFM_RUNS (~/.cache/csfm/runs without); its files,
-    but not what is in its folders (tensorboard/, plans/, compilation_cache/, profile/), are sent at every checkpoint
-    and at the end by process 0; a restart, here or elsewhere, fetches the lines that it appends to.
+    but not what is in its folders (tensorboard/, plans/, profile/), are sent at every checkpoint and at the end by
+    process 0; a restart, here or elsewhere, fetches the lines that it appends to. One run at a time: `claim.py`.
 
     Attributes:
         place: the work directory. folder: where its files are written.
+
+    Raises:
+        BadInput: on entering, another run is writing there; the object store does not answer.
     """
 
     def __init__(self, place: Place):
-        self.place, self._sent = place, {}
+        self.place, self._sent, self._until_end, self._claim = place, {}, contextlib.ExitStack(), None
         self.folder = _local_folder(place) if storage.is_remote(place) else place
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self):
-        if storage.is_remote(self.place) and jax.process_index() == 0:
-            # What is there counts, not what an earlier run may have left here: it goes with the checkpoints.
-            for path in self._files():
-                path.unlink()
-            for name in _LINES:
-                address = storage.join(self.place, name)
-                if storage.exists(address):
-                    storage.download(address, self.folder / name)
-            print(f"{self.place}: plans, TensorBoard and compiled programs are kept in {self.folder}", flush=True)
+        if jax.process_index() == 0:
+            with contextlib.ExitStack() as entered:
+                entered.enter_context(locked(self.folder))
+                if storage.is_remote(self.place):
+                    self._claim = entered.enter_context(Claim(self.place))
+                    self._bring_lines()
+                self._until_end = entered.pop_all()
         return self
+
+    def _bring_lines(self) -> None:
+        # What is there counts, not what an earlier run may have left here: it goes with the checkpoints.
+        for path in self._files():
+            path.unlink()
+        for name in _LINES:
+            address = storage.join(self.place, name)
+            if storage.exists(address):
+                storage.download(address, self.folder / name)
+        print(f"{self.place}: plans and TensorBoard's files are kept in {self.folder}", flush=True)
 
     def checkpoints(self, keep: int) -> Checkpoints:
         """Its checkpoints, of which `keep` stay."""
         folder = self.folder / "checkpoints"
         if not storage.is_remote(self.place):
             return Checkpoints(folder, keep=keep)
-        return RemoteCheckpoints(storage.join(self.place, "checkpoints"), folder, keep=keep, before_seal=self.send)
+        return RemoteCheckpoints(storage.join(self.place, "checkpoints"), folder, keep=keep, before_seal=self._send_own)
+
+    def _send_own(self) -> None:
+        if self._claim:
+            self._claim.confirm()
+        self.send()
 
     def send(self) -> None:
         """Sends the folder's own files, those that have changed; process 0's only."""
@@ -92,15 +112,16 @@ class Workdir:
                 self._sent[path.name] = digest
 
     def _files(self) -> list[Path]:
-        return sorted(p for p in self.folder.iterdir() if p.is_file() and p.suffix != ".tmp")
+        return sorted(p for p in self.folder.iterdir() if p.is_file() and p.suffix != ".tmp" and p.name != LOCK)
 
     def __exit__(self, kind, error, trace) -> None:
-        try:
-            self.send()
-        except BadInput as failed:
-            if kind is None:
-                raise
-            print(f"the last lines were not sent: {failed}", file=sys.stderr, flush=True)  # the first error counts
+        with self._until_end:
+            try:
+                self._send_own()
+            except BadInput as failed:
+                if kind is None:
+                    raise
+                print(f"the last lines were not sent: {failed}", file=sys.stderr, flush=True)  # the first error counts
 
 
 class RemoteCheckpoints(Checkpoints):
@@ -128,6 +149,9 @@ class RemoteCheckpoints(Checkpoints):
         # Every process brings the whole step: which part it needs depends on a mesh that may be another one by now.
         set_damaged_aside(place, lambda step: self._bring(step, own), remote_steps.way_back)
         self._latest = max(finished_steps(place), default=None)
+        for left in list(own.iterdir()):  # a step that only other processes found damaged: it will be saved again
+            if left.name.partition(".")[0] != str(self._latest):
+                storage.delete_tree(left)
         # Of the steps here only the latest is of any use.
         self._open(own, 1, orbax_context(apart=True))
 

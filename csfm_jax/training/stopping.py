@@ -14,27 +14,34 @@ class RunStopped(BadInput):
 
 
 class StopRequest:
-    """Turns SIGTERM and Ctrl-C into a flag that the loop asks for between steps. A second Ctrl-C interrupts at once.
+    """Turns SIGTERM and Ctrl-C into a flag that the loop asks for between steps and within a validation.
 
-    With several processes a signal may reach only one of them, so they agree on the step through JAX's preemption
+    A second Ctrl-C interrupts at once.
+
+    With several processes a signal may reach only one of them, so they agree on the moment through JAX's preemption
     service, which catches SIGTERM itself; there, Ctrl-C is passed on as SIGTERM.
     """
 
     def __enter__(self):
-        self._asked, self._several = False, jax.process_count() > 1
+        self._asked, self._questions, self._several = False, 0, jax.process_count() > 1
         names = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
         self._before = {name: signal.signal(name, self._ask) for name in names}
         return self
 
     def _ask(self, number, frame):
-        self._asked = True
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def asked(self, step: int) -> bool:
-        """Whether to stop after this step; must be asked at every step, by every process."""
-        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked
+    def asked(self) -> bool:
+        """Whether to stop here; every process must ask at the same places. Once it is yes, it stays so."""
+        if self._several and not self._asked:
+            # The service chooses one of the questions to come, by its number: they are numbered without a gap.
+            self._questions += 1
+            self._asked = multihost_utils.reached_preemption_sync_point(self._questions)
+        return self._asked
 
     def __exit__(self, *error):
         for name, handler in self._before.items():

@@ -1,5 +1,6 @@
 """Validation of a task while it is trained: its loss, and its figures on whole recordings of validation subjects."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -26,12 +27,18 @@ class TaskValidation:
         elif jax.process_index() == 0:
             print("no validation subjects in these stores: nothing will be measured on held-out ones", flush=True)
 
-    def measure(self, params: dict) -> dict:
-        """{"validation/loss/TASK": mean, "validation/METRIC": of recordings, their crops averaged}."""
+    def measure(self, params: dict, stopping: Callable[[], bool] = lambda: False) -> dict | None:
+        """{"validation/loss/TASK": mean, "validation/METRIC": of recordings, their crops averaged}.
+
+        Args:
+            stopping: asked before each batch, the same answer in every process; None is returned once it says so.
+        """
         if self._split is None:
             return {}
         sums, counts, found = {}, {}, []
         for batch in self._split.batches():
+            if stopping():
+                return None
             totals, predicted = jax.device_get(self._predict(params, step.to_global(batch, self._mesh)))
             found.append(predicted)
             for into, more in zip((sums, counts), totals):

@@ -10,6 +10,7 @@ from orbax.checkpoint import multihost
 from data_pipelines.errors import BadInput
 
 LIMIT = 600  # seconds; hosts that hash a checkpoint are minutes apart, not more
+LONG = 4 * 3600  # seconds; hosts that hash their own copies of the stores, from disks of other speeds
 
 
 def barrier(name: str, limit: float = LIMIT) -> None:

@@ -21,7 +21,14 @@ csfm prepare --source="$recordings" --output="$stores" ${key[@]+"${key[@]}"}
 say "pretraining, on train subjects"
 csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" $pretraining
 
-held() { ls -d "$stores"/$1 2>/dev/null | paste -sd, || true; }
+# stores by their names; of a single source, $stores is the store itself
+held() {
+  if [ -e "$stores/manifest.json" ]; then
+    case $(sed -n 's/^"name": "\(.*\)",*$/\1/p' "$stores/manifest.json") in $1) echo "$stores" ;; esac
+  else
+    ls -d "$stores"/$1 2>/dev/null | paste -sd, || true
+  fi
+}
 models=linear:$work,attention:$work,finetuned:$work,scratch:csfm_nano,random:csfm_nano
 failed=0
 

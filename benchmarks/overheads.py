@@ -40,7 +40,9 @@ def run(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(open_sources("simulated:subjects=60,seed=0")[0], folder / "store", keep_reports=True)
-        nano = configs.load("csfm_nano", [f"--config.data.stores={folder / 'store'}", "--config.optimizer.warmup_steps=0"])
+        nano = configs.load(
+            "csfm_nano", [f"--config.data.stores={folder / 'store'}", "--config.optimizer.warmup_steps=0"]
+        )
         lines = waiting(_training(nano, steps=steps, log_every=10), folder / "nano")
         lines += host_time(_training(nano, steps=empty_steps, log_every=20), folder / "empty")
         return lines + feeding(folder, batches)

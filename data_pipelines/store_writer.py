@@ -102,7 +102,7 @@ class StoreWriter:
         file = self.work / "plan.json"
         try:
             found = json.loads(file.read_bytes())
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             write_file(file, json.dumps(self.plan, sort_keys=True).encode(), self.work)
         else:
             compare_plans(self.path, found, self.plan)
@@ -137,7 +137,7 @@ class StoreWriter:
     def _part(self, shard):
         try:
             body, _, digest = self._part_path(shard).read_bytes().rpartition(b"\n")
-        except OSError:
+        except FileNotFoundError:
             return None
         return json.loads(body) if hashlib.sha256(body).hexdigest().encode() == digest else None
 

@@ -176,8 +176,7 @@ def test_bad_configs_are_named(field, change):
         take([fake_store([10.0])], **change)
 
 
-# a row of one window (a baseline's crop) has nothing to pack
-@pytest.mark.parametrize("name", [n for n in sorted(shipped_configs()) if load(n).data.row_windows > 1])
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
 def test_every_shipped_config_fills_the_row_that_is_suggested(name):
     """On recordings of 5 to 30 s: twelve leads, a lead with PPG and respiration, or PPG alone; some with a report."""
     config, rng, n = load(name), np.random.default_rng(0), 2000

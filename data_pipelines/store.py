@@ -125,7 +125,7 @@ class Store:
         import pyarrow.parquet as pq
 
         with self._files.opened(name) as file:
-            return pq.read_table(file)
+            return pq.ParquetFile(file).read()  # `read_table` imports pandas
 
     def read_window(self, recording: int, start: float, seconds: float) -> list[tuple[int, np.ndarray]]:
         """Samples of every channel between `start` and `start + seconds`.
@@ -203,7 +203,7 @@ class Store:
         for shard, name in enumerate(names):
             if name in self.manifest["files"]:
                 table = self._table(name)
-                columns = {column: table[column].to_numpy() for column in table.column_names}
+                columns = {column: _numpy(table[column]) for column in table.column_names}
                 parts.append(columns | {"recording": columns["recording"] + np.int32(first[shard])})
         names = ("recording", "channel", "segment", *MEASURES)
         return {n: np.concatenate([part[n] for part in parts]) if parts else np.zeros(0, np.uint8) for n in names}
@@ -218,7 +218,7 @@ class Store:
     def labels(self) -> dict[str, np.ndarray]:
         """Label name -> float32 [recordings], NaN = not labelled."""
         table = self._table("labels.parquet")
-        return {name: table[name].to_numpy() for name in table.column_names if name != "recording"}
+        return {name: _numpy(table[name]) for name in table.column_names if name != "recording"}
 
 
 def _span(start: float, seconds: float, rate: int) -> tuple[int, int]:
@@ -250,11 +250,19 @@ def _split_chunk(data, layout, milliseconds, chunk):
 
 
 def _read_index(table, manifest):
-    columns = {name: table[name].to_numpy() for name in INDEX_SCHEMA if name not in ("subject", "study")}
+    columns = {name: _numpy(table[name]) for name in INDEX_SCHEMA if name not in ("subject", "study")}
     hashes = {name: np.array(table[name].to_pylist(), "S16") for name in ("subject", "study")}
     seconds = (columns["milliseconds"] / 1000).astype(np.float32)
     sets = tuple(tuple(s) for s in manifest["channel_sets"])
     return StoreIndex(**hashes, **columns, seconds=seconds, channel_sets=sets)
+
+
+def _numpy(column) -> np.ndarray:
+    """A column without nulls; `to_numpy` of pyarrow imports pandas, half a second of every start."""
+    if boolean := str(column.type) == "bool":  # packed as bits
+        column = column.cast("uint8")
+    values = np.from_dlpack(column.combine_chunks())
+    return values.view(bool) if boolean else values
 
 
 def _reopen(path, digest):

@@ -27,3 +27,22 @@ def test_reading_a_record_imports_neither_the_library_nor_pandas(tmp_path):
     program = f"import sys, data_pipelines; data_pipelines.read({str(tmp_path / 'r')!r}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"wfdb", "pandas", "scipy", "neurokit2"} & set(done.stdout.split())
+
+
+def test_a_training_run_starts_without_what_it_does_not_use(tiny_stores, tmp_path):
+    """Each of these costs its second at every start, and none of them does anything there."""
+    program = f"""
+import sys
+from pathlib import Path
+import csfm_jax.training.loop
+from csfm_jax.training.board import open_board
+from data_pipelines.store import open_stores
+open_stores({str(tiny_stores)!r}, "size")
+with open_board(Path({str(tmp_path)!r}), 1) as board:
+    board.add_scalar("loss", 1.0, 1)
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    unused = {"torch", "pandas", "boto3", "google.cloud.storage", "matplotlib", "sklearn", "wfdb", "neurokit2"}
+    assert sorted((unused | {"scipy.signal", "scipy.stats", "scipy.optimize"}) & set(done.stdout.split())) == []
+    assert next(tmp_path.glob("events.out.tfevents.*")).stat().st_size > 40

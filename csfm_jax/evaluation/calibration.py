@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_expit, log_softmax, softmax
+import scipy  # its parts load at their first use
 
 from csfm_jax.evaluation.metrics import case_columns
 from data_pipelines.errors import BadInput
@@ -115,7 +114,7 @@ class Temperature:
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """[n, K] logits -> [n, K] float64 probabilities."""
         scaled = np.asarray(logits, np.float64) / self.value
-        return softmax(scaled, axis=1) if self.exclusive else expit(scaled)
+        return scipy.special.softmax(scaled, axis=1) if self.exclusive else scipy.special.expit(scaled)
 
 
 def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> Temperature:
@@ -133,7 +132,7 @@ def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> Temperature:
         truth, x = labels[known, k] > 0.5, np.asarray(logits[known, k], np.float64)
         if 0 < truth.sum() < len(truth):
             toward = np.where(truth, x, -x)
-            values[k] = _fitted(lambda t, toward=toward: -log_expit(toward / t).mean())
+            values[k] = _fitted(lambda t, toward=toward: -scipy.special.log_expit(toward / t).mean())
     return Temperature(values, exclusive=False)
 
 
@@ -153,10 +152,14 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> Temperature:
         raise BadInput("truth", "no labelled case", "validation cases", "fit on a split that holds labels")
     x, right = np.asarray(logits, np.float64)[known], np.asarray(truth)[known]
     rows = np.arange(len(right))
-    return Temperature(np.array([_fitted(lambda t: -log_softmax(x / t, axis=1)[rows, right].mean())]), exclusive=True)
+    return Temperature(
+        np.array([_fitted(lambda t: -scipy.special.log_softmax(x / t, axis=1)[rows, right].mean())]), exclusive=True
+    )
 
 
 def _fitted(loss) -> float:
     # convex in 1 / t, so one valley in log t; where classes separate perfectly the lower bound is the answer
-    found = minimize_scalar(lambda u: loss(np.exp(u)), bounds=_LOGARITHMS, method="bounded", options={"xatol": 1e-9})
+    found = scipy.optimize.minimize_scalar(
+        lambda u: loss(np.exp(u)), bounds=_LOGARITHMS, method="bounded", options={"xatol": 1e-9}
+    )
     return float(np.exp(found.x))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy import sparse
+import scipy  # its parts load at their first use
 
 # scores [n], positive [n] bool, weights [R, n] -> the figure in each weighting [R]
 LabelFigure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -87,7 +87,7 @@ class _Order:
         row = np.where(np.r_[levels, np.nan][at] == scores, g + 1 + at, at)
         row[up] = 2 * g + 1 + number
         cells = (np.ones(len(row), np.float32), (row, case))
-        self._adding = sparse.csr_array(cells, shape=(3 * g + 1, len(positive)))
+        self._adding = scipy.sparse.csr_array(cells, shape=(3 * g + 1, len(positive)))
 
     def under(self, columns: np.ndarray) -> _Ranked:
         """Reads the order under weights [n, R]."""

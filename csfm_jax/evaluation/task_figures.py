@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from scipy.special import logit
+import scipy  # its parts load at their first use
 
 from csfm_jax.evaluation import bootstrap, calibration, decisions, metrics, survival
 from csfm_jax.evaluation.bootstrap import Replicates
@@ -93,7 +93,7 @@ def scaled_probabilities(values: np.ndarray, validation: tuple[np.ndarray, np.nd
 
 def log_odds(probability: np.ndarray) -> np.ndarray:
     """Of probabilities, kept finite."""
-    return logit(np.clip(np.asarray(probability, np.float64), _CERTAIN, 1 - _CERTAIN))
+    return scipy.special.logit(np.clip(np.asarray(probability, np.float64), _CERTAIN, 1 - _CERTAIN))
 
 
 def replicate(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from csfm_jax.training.board import open_board
 from csfm_jax.training.step import StepMetrics
 from data_pipelines.batch import TokenBatch
 from data_pipelines.signals import CHANNELS, MODALITIES
@@ -175,9 +176,7 @@ class Log:
             path = folder / f"{name}.jsonl"
             drop_lines_after(path, done)
             self._files[name] = open(path, "a", encoding="utf-8")
-        from tensorboardX import SummaryWriter  # pulls in protobuf; not for `import csfm_jax`
-
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        self._board = open_board(folder / "tensorboard", done + 1)
         if sys.stderr.isatty():
             from tqdm import tqdm
 

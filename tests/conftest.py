@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of what the tests do; how well XLA optimises is no test's matter, and those of `csfm plan`, whose
 # matter it is, say so.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# The way of XLA for CPU before its fusion emitters compiles in less than half the time; later versions have it no more.
+if version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
 # Many tests compile the same programs, some in processes of their own: each is compiled once in a session. The first
 # process to come here (pytest itself, before it starts workers) makes the folder, and takes it away.

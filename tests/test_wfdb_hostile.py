@@ -302,6 +302,7 @@ USUAL = ["rec.dat 16 200/mV 16 0 5 -7 0 I", "rec.dat 16 200/mV 16 0 -5 7 0 II"]
 @example(["a 16 200 16 0 0 0 x", "b 16 200 16 0 0 0 0 II aVF"], "rec {} 250 5", "\n")
 @example(["a 16 200 16 0 0 0 0", "0 b 16 200 16 0 0 0 0 II"], "rec {} 250 5", "\n")
 @example(["a 16 200 16 0 0 0 0\xa0II"], "rec {} 250 5", "\n")
+@example(["a 16 200 0 0\t0 0 16 II aVF"], "rec {} 250 5", "\n")
 def test_a_remembered_header_means_what_it_says(lines, record, end):
     text = "\n".join([record.format(len(lines)), *lines]) + end
     assert parsed_again(text) == outcome(wfdb_header._parsed, text)

@@ -200,8 +200,9 @@ def _remember(text: str, header: Header) -> None:
     """Keeps the template of a header that came before with other numbers, if it is written as datasets write them."""
     global _templates
     body, count = text[: text.find("\n#") + 1 or len(text)], len(header.signals.name)
-    rows = [line.split(" ") for line in body.rstrip("\n").split("\n")]
-    if len(rows) != count + 1 or len(rows[0]) != 4 or {len(row) for row in rows[1:]} != {9}:
+    written = body.rstrip("\n").split("\n")
+    rows = [line.split() for line in written]  # other white space between fields is not how datasets write them
+    if [" ".join(row) for row in rows] != written or len(rows) != count + 1 or len(rows[0]) != 4 or {len(row) for row in rows[1:]} != {9}:
         return
     constant = tuple(" ".join([*row[1:5], *row[7:]]) for row in rows[1:])
     if len(set(header.signals.file)) > 1 or next(_sightings(rows[0][1], rows[0][2], constant)) == 0:

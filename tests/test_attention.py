@@ -209,7 +209,7 @@ print(json.dumps(dict(
 
 def test_under_a_mesh_every_device_loops_over_its_own_rows_and_heads():
     folder = Path(__file__).parent
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     paths = os.pathsep.join([str(folder), str(folder.parent)])
     # with all optimisations: the program is looked at
     whole = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}

@@ -53,7 +53,8 @@ def shapes_of(operation: str, text: str) -> list[list[int]]:
 
 
 def test_four_devices_give_what_one_gives():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
     command = [sys.executable, __file__, json.dumps(["s4", {"data": 2, "fsdp": 2}])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)

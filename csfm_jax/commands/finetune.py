@@ -53,8 +53,10 @@ def run(args) -> int:
     base = configs.load(args.config) if scratch else None  # before JAX starts: a typo is answered at once
     import jax
 
+    from csfm_jax.training import companions
+
     if args.distributed:
-        jax.distributed.initialize()
+        companions.join()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in `csfm train`
     from csfm_jax import encoding
     from csfm_jax.evaluation import leakage

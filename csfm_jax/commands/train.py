@@ -39,10 +39,10 @@ def arguments(parser):
 def run(args) -> int:
     config = configs.load(args.config, args.overrides)  # before JAX starts: a typo is answered at once
     workdir = place(args.workdir)
-    import jax
+    from csfm_jax.training import companions
 
     if args.distributed:
-        jax.distributed.initialize()
+        companions.join()
     # Orbax logs the traceback of every background thread that fails; the loop raises the error itself, once.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     from csfm_jax.training.loop import train

@@ -8,6 +8,8 @@ import errno
 import importlib
 import sys
 
+from csfm_jax.starting import ended_by_signals
+
 COMMANDS = {
     "prepare": "recordings -> a verified, patient-split store",
     "data": "what a store holds; a config's packing plan; suggested row length",
@@ -51,7 +53,11 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         print(f"csfm: found no command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    name, words = argv[0], argv[1:]
+    with ended_by_signals(argv[0], argv[1:]):
+        return _run(argv[0], argv[1:])
+
+
+def _run(name: str, words: list[str]) -> int:
     try:
         command = importlib.import_module(f"csfm_jax.commands.{name}")
         parser = argparse.ArgumentParser(prog=f"csfm {name}", description=command.__doc__, allow_abbrev=False)

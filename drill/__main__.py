@@ -1,6 +1,6 @@
 """Breaks small runs in every way that a cluster does, and compares what comes of them with a run that nothing befell.
 
-    python -m drill [--processes=2,4]
+    python -m drill [--processes=2,4] [--faults=WORDS]
 
 Several processes on this machine (JAX with gloo) train a tiny model on a simulated cohort. After each fault the same
 command is given again; then every step must stand in metrics.jsonl once, with the batch (epoch and row) that the
@@ -11,16 +11,18 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 STEPS, SAVE_EVERY, FAULT_AT = 24, 6, 9
+SOON = 60  # seconds that processes have to end after one of them has; a machine may be busy
 CONFIG = f"""
 from csfm_jax.config import default
 
@@ -81,17 +83,17 @@ class Cluster:
         """What the processes of the last run printed."""
         return "".join(path.read_text() for path in sorted(self.folder.glob(f"run-{self._number}-*.log")))
 
-    def finish(self, running: list[subprocess.Popen], limit: float = 600) -> list[int]:
-        """Exit codes. When one dies of a fault the others are ended too, as launchers do."""
+    def finish(self, running: list[subprocess.Popen], limit: float = 1800) -> list[int | str]:
+        """Exit codes. When one dies of a fault the others must end too; those that do not are ended."""
         until = time.monotonic() + limit
-        while any(p.poll() is None for p in running):
-            if any(p.poll() not in (None, 0) for p in running) or time.monotonic() > until:
-                time.sleep(1)
-                for p in running:
-                    if p.poll() is None:
-                        p.kill()
+        while any(p.poll() is None for p in running) and time.monotonic() < until:
+            if any(p.poll() not in (None, 0) for p in running):
+                until = min(until, time.monotonic() + SOON)
             time.sleep(0.05)
-        return [p.wait() for p in running]
+        stuck = [p for p in running if p.poll() is None]
+        for p in stuck:
+            p.kill()
+        return ["did not end" if p in stuck else p.wait() for p in running]
 
     def run(self, workdir: Path, processes: int, *more: str) -> list[int]:
         return self.finish(self.start(workdir, processes, *more))
@@ -143,50 +145,59 @@ def differences(workdir: Path, undisturbed: Path, exact: bool) -> list[str]:
     return wrong
 
 
-def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[tuple[str, list[str]]]:
-    """(what was done, what went wrong) of each fault."""
+def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[tuple[str, Callable[[], list[str]]]]:
+    """(what is done, a function that does it and says what went wrong) of each fault."""
 
     def folder(name: str) -> Path:
         return cluster.folder / f"{processes}-{name}"
 
     def again(workdir: Path, on: int = processes) -> list[str]:
         codes = cluster.run(workdir, on)
-        return [f"exit codes {codes}"] * any(codes) + differences(workdir, undisturbed, on == processes)
+        return [f"exit codes {codes}, given again"] * any(codes) + differences(workdir, undisturbed, on == processes)
 
-    for rank in range(processes):
-        workdir = folder(f"term-{rank}")
+    def stopped(workdir: Path, rank: int, after: int = FAULT_AT) -> list[str]:
         running = cluster.start(workdir, processes)
-        wait_for(running, reached(workdir, FAULT_AT))
+        wait_for(running, reached(workdir, after))
         running[rank].send_signal(signal.SIGTERM)
         codes = cluster.finish(running)
-        yield f"SIGTERM to process {rank}", [f"exit codes {codes}"] * any(codes) + again(workdir)
-    for name, rank in (("a step", 0), ("a step", processes - 1), ("a save", processes - 1)):
-        workdir = folder(f"kill-{name}-{rank}".replace(" ", "-"))
+        return [f"exit codes {codes}"] * any(codes)
+
+    def killed(workdir: Path, rank: int, happened) -> list[str]:
         running = cluster.start(workdir, processes)
-        saving = lambda: any((workdir / "checkpoints").glob(f"{2 * SAVE_EVERY}.orbax*"))  # noqa: B023, E731
-        wait_for(running, reached(workdir, FAULT_AT) if name == "a step" else saving)
+        wait_for(running, happened)
         running[rank].kill()
         codes = cluster.finish(running)
+        named = "leader task was preempted/died" if rank == 0 else f"process {rank}: found gone"
+        wrong = [f"exit codes {codes}"] * (0 in codes or "did not end" in codes)
+        return wrong + ["the others do not name it"] * (named not in cluster.said()) + again(workdir)
+
+    for rank in range(processes):
+        to = folder(f"term-{rank}")
+        yield f"SIGTERM to process {rank}", lambda to=to, rank=rank: stopped(to, rank) + again(to)
+    for rank in {0, processes - 1}:
+        to = folder(f"kill-{rank}")
         yield (
-            f"kill -9 of process {rank} during {name}",
-            [f"nothing was killed: {codes}"] * (0 in codes) + again(workdir),
+            f"kill -9 of process {rank} during a step",
+            lambda to=to, rank=rank: killed(to, rank, reached(to, FAULT_AT)),
         )
+    to = folder("kill-save")
+    saving = lambda to=to: any((to / "checkpoints").glob(f"{2 * SAVE_EVERY}.orbax*"))  # noqa: E731
+    yield f"kill -9 of process {processes - 1} during a save", lambda to=to: killed(to, processes - 1, saving)
     for other in {1, 2, 4} - {processes}:
-        workdir = folder(f"on-{other}")
-        running = cluster.start(workdir, processes)
-        wait_for(running, reached(workdir, FAULT_AT))
-        running[0].send_signal(signal.SIGTERM)
-        cluster.finish(running)
-        yield f"stopped, and restarted on {other} processes", again(workdir, on=other)
-    yield "a flipped bit in the newest checkpoint", _flipped(cluster, folder("flip"), processes, again)
-    yield "disk full", _disk_full(cluster, folder("full"), processes, again)
+        to = folder(f"on-{other}")
+        yield (
+            f"stopped, and restarted on {other} processes",
+            lambda to=to, other=other: stopped(to, 0) + again(to, on=other),
+        )
+    to = folder("flip")
+    yield (
+        "a flipped bit in the newest checkpoint",
+        lambda to=to: stopped(to, 0, 2 * SAVE_EVERY + 2) + _flipped(cluster, to, again),
+    )
+    yield "disk full", lambda: _disk_full(cluster, folder("full"), processes, again)
 
 
-def _flipped(cluster, workdir, processes, again) -> list[str]:
-    running = cluster.start(workdir, processes)
-    wait_for(running, reached(workdir, 2 * SAVE_EVERY + 2))
-    running[0].send_signal(signal.SIGTERM)
-    cluster.finish(running)
+def _flipped(cluster, workdir, again) -> list[str]:
     newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(victim.read_bytes())
@@ -203,9 +214,10 @@ def _disk_full(cluster, workdir, processes, again) -> list[str]:
         return ["NOT TRIED: a small file system cannot be mounted here (needs root)"]
     try:
         codes, said = cluster.run(workdir, processes), cluster.said()
-        wrong = ["the disk was large enough"] * (not any(codes)) + ["it is not named"] * (
-            "no space" not in said.lower()
-        )
+        wrong = [f"exit codes {codes}"] * (sorted(codes, key=str) != [1] * (processes - 1) + [2])
+        told = re.search(f"^csfm train: {workdir}.*: found no space left on device", said, re.MULTILINE)
+        wrong += ["it is not named"] * (not told) + ["traceback"] * ("Traceback" in said)
+        wrong += ["the others do not say who is gone"] * (said.count("has ended, and this one") < processes - 1)
         subprocess.run(["mount", "-o", f"remount,{large}", str(workdir)], check=True)
         return wrong + again(workdir)
     finally:
@@ -215,6 +227,7 @@ def _disk_full(cluster, workdir, processes, again) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", default="2,4", help="numbers of processes to drill with")
+    parser.add_argument("--faults", default="", help="of their names; only those are tried: 'disk full'")
     args = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory(prefix="csfm-drill-") as folder:
@@ -224,9 +237,13 @@ def main() -> int:
             if any(codes := cluster.run(undisturbed, processes)):
                 print(f"{processes} processes, undisturbed: exit codes {codes}\n{cluster.said()[-2000:]}")
                 return 1
-            for what, wrong in scenarios(cluster, processes, undisturbed):
+            for what, tried in scenarios(cluster, processes, undisturbed):
+                if args.faults not in what:
+                    continue
+                began, wrong = time.monotonic(), tried()
                 failed += bool(wrong)
-                print(f"{processes} processes, {what}: {'; '.join(wrong[:3]) or 'as if nothing had been'}", flush=True)
+                found = "; ".join(wrong[:3]) or "as if nothing had been"
+                print(f"{processes} processes, {what}: {found} ({time.monotonic() - began:.0f} s)", flush=True)
                 if wrong:
                     print("\n".join(cluster.said().splitlines()[-8:]), flush=True)
     return int(failed > 0)

@@ -273,6 +273,10 @@ def one_of_two(folder: Path) -> None:
         for mine, other in zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(mine.addressable_data(0), other.addressable_data(0))
     checkpoints.close()
+    if jax.process_index() == 0:
+        with pytest.raises(BadInput, match="'alone': found processes 1 not here; expected all 2"):
+            barrier("alone", 0.5)
+    barrier("both")
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def run(args) -> int:
     if about is not None:
         leakage.check(stores, about.provenance, args.unchecked_subjects, args.checkpoint)
         seen, everyone = leakage.seen_validation(stores, about.provenance)
-        if seen:
+        if seen and jax.process_index() == 0:
             print(f"{seen} of the {everyone} validation subjects were pretrained on: their figures flatter", flush=True)
     config = resolved.adapted(with_rows(config, stores))
     if jax.process_index() == 0:

@@ -21,8 +21,10 @@ import traceback
 import jax
 from jax._src import distributed  # the client of the service has no public name
 
+from csfm_jax.starting import killed_by_signals
 from data_pipelines.errors import BadInput
 
+WAITED = 30.0  # seconds, then it is said; after 300 JAX ends the process
 EVERY = 1.0  # seconds between two looks
 GRACE = 2.0  # seconds; an error that all processes have ends each of them with its own line
 ROLL_CALL = 10.0  # seconds to answer; a machine may be busy
@@ -40,13 +42,19 @@ def join() -> None:
         BadInput: nothing says who takes part, or the others do not come.
     """
     global _listener
+    waiting = threading.Timer(WAITED, _say_waiting)
+    waiting.daemon = True
+    waiting.start()
     try:
-        jax.distributed.initialize()
+        with killed_by_signals():
+            jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
         found = f"nobody to join ({_first_line(error)})"
         expected = "a TPU pod, SLURM or Open MPI, which say who takes part"
         remedy = "start every process with srun, mpirun or the files of `csfm launch render`; one alone goes without"
         raise BadInput("--distributed", found, expected, remedy) from error
+    finally:
+        waiting.cancel()
     if distributed.global_state.num_processes > 1:
         _listener = Listener(distributed.global_state.client, distributed.global_state.process_id)
 
@@ -136,8 +144,9 @@ class Listener:
 
 def late_processes(message: str) -> list[int]:
     """Who has not come to a barrier, from the message of the error that it ended with."""
-    # the coordination service names first who has come, then "Some timed out task names"
-    return sorted({int(n) for n in re.findall(r"task:(\d+)", message.partition("timed out task")[2])})
+    # The coordination service names first who has come, then a line for each of "Some timed out task names".
+    late = message.partition("timed out task names")[2]
+    return sorted({int(number) for number in re.findall(r"^(?:\S*task:)?(\d+)$", late, re.MULTILINE)})
 
 
 def _named(gone: list[int]) -> str:
@@ -146,6 +155,12 @@ def _named(gone: list[int]) -> str:
         f"{processes} {', '.join(map(str, gone))}: found gone; expected all {distributed.global_state.num_processes}; "
         "look at the log there, then give the same command again: it goes on from the last checkpoint"
     )
+
+
+def _say_waiting() -> None:
+    run = distributed.global_state
+    who = f"process {run.process_id} has waited {WAITED:g} s for the others at {run.coordinator_address}"
+    _say(f"csfm: {who}; expected {run.num_processes} processes; look whether all were started, and what they say")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints in object stores: sent whole or not at all, tried again, verified on their way back."""
 
 import dataclasses
+import errno
 import os
 import shutil
 import socket
@@ -396,6 +397,12 @@ def test_programs_that_were_compiled_lie_where_every_host_finds_them(s3, no_cach
     s3.faults.append(Fault("compilation_cache", 1000, 403))
     with pytest.warns(UserWarning, match="persistent compilation cache"):  # and compiles as ever
         assert (jax.jit(lambda x: 1.25 * x)(np.ones(7, np.float32)) < three).all()
+
+
+def test_a_disk_that_fills_up_under_an_open_file_is_named(tmp_path):
+    with pytest.raises(OSError) as full, Workdir(tmp_path), open("/dev/full", "w", buffering=1) as lines:
+        lines.write("a line\n")
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(tmp_path))
 
 
 def test_a_local_work_directory_is_its_own_folder(tmp_path):

@@ -8,19 +8,25 @@ undisturbed run had there and its loss: bit for bit on as many processes, within
 """
 
 import argparse
+import atexit
 import contextlib
+import importlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
+
+from csfm_jax import cli
 
 STEPS, SAVE_EVERY, FAULT_AT = 24, 6, 9
 SOON = 60  # seconds that processes have to end after one of them has; a machine may be busy
@@ -47,57 +53,72 @@ class Cluster:
     """Runs of some processes; `compiled` is shared by all runs, so that each program is compiled once."""
 
     def __init__(self, folder: Path):
-        self.folder, self._number = folder, 0
+        self.folder, self._number, self._stores = folder, 0, folder / "stores"
         (folder / "tiny.py").write_text(CONFIG)
-        stores = folder / "stores"
-        self._do("prepare", "--source=simulated:subjects=24,seed=0", f"--output={stores}")
-        self._stores = stores
-
-    def _do(self, *words):
+        words = ["prepare", "--source=simulated:subjects=24,seed=0", f"--output={self._stores}"]
         subprocess.run([sys.executable, "-m", "csfm_jax.cli", *words], check=True, stdout=subprocess.DEVNULL)
-
-    def start(self, workdir: Path, processes: int, *more: str) -> list[subprocess.Popen]:
-        words = [sys.executable, "-m", "csfm_jax.cli", "train", f"--config={self.folder / 'tiny.py'}",
-                 f"--workdir={workdir}", f"--config.data.stores={self._stores}", *more]  # fmt: skip
-        environment = os.environ | {
+        # Half of such a run is importing: done here once, before JAX starts anything, and forked.
+        os.environ |= {
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
         }
+        for name in ("csfm_jax.commands.train", "csfm_jax.training.loop", "grain", "tensorboardX"):
+            importlib.import_module(name)
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        self._fork = multiprocessing.get_context("fork")
+
+    def start(self, workdir: Path, processes: int) -> list[Process]:
+        words = ["train", f"--config={self.folder / 'tiny.py'}", f"--workdir={workdir}",
+                 f"--config.data.stores={self._stores}"]  # fmt: skip
+        several = {}
         if processes > 1:
             words.append("--distributed")
             # JAX learns from SLURM's variables who takes part; its port follows from the job's number
-            environment |= {
-                "SLURM_JOB_ID": str(_free_job()),
-                "SLURM_STEP_NODELIST": "localhost",
-                "SLURM_NTASKS": str(processes),
-            }
+            several |= {"SLURM_JOB_ID": str(_free_job()), "SLURM_STEP_NODELIST": "localhost"}
+            several |= {"SLURM_NTASKS": str(processes)}
         self._number += 1
         started = []
         for rank in range(processes):
-            log = open(self.folder / f"run-{self._number}-{rank}.log", "w")  # noqa: SIM115 (the process holds it)
             own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-            started.append(subprocess.Popen(words, env=environment | own, stdout=log, stderr=subprocess.STDOUT))
+            log = self.folder / f"run-{self._number}-{rank}.log"
+            started.append(self._fork.Process(target=_csfm, args=(words, several | own, log)))
+            started[-1].start()
         return started
 
     def said(self) -> str:
         """What the processes of the last run printed."""
         return "".join(path.read_text() for path in sorted(self.folder.glob(f"run-{self._number}-*.log")))
 
-    def finish(self, running: list[subprocess.Popen], limit: float = 1800) -> list[int | str]:
+    def finish(self, running: list[Process], limit: float = 1800) -> list[int | str]:
         """Exit codes. When one dies of a fault the others must end too; those that do not are ended."""
         until = time.monotonic() + limit
-        while any(p.poll() is None for p in running) and time.monotonic() < until:
-            if any(p.poll() not in (None, 0) for p in running):
+        while any(p.is_alive() for p in running) and time.monotonic() < until:
+            if any(p.exitcode for p in running):
                 until = min(until, time.monotonic() + SOON)
             time.sleep(0.05)
-        stuck = [p for p in running if p.poll() is None]
+        stuck = [p for p in running if p.is_alive()]
         for p in stuck:
             p.kill()
-        return ["did not end" if p in stuck else p.wait() for p in running]
+        for p in running:
+            p.join()
+        return ["did not end" if p in stuck else p.exitcode for p in running]
 
-    def run(self, workdir: Path, processes: int, *more: str) -> list[int]:
-        return self.finish(self.start(workdir, processes, *more))
+    def run(self, workdir: Path, processes: int) -> list[int | str]:
+        return self.finish(self.start(workdir, processes))
+
+
+def _csfm(words: list[str], environment: dict[str, str], log: Path) -> None:
+    """In a process of its own: the command, as its console script runs it."""
+    os.environ.update(environment)
+    with open(log, "w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115 (until it ends)
+    sys.argv = ["csfm", *words]
+    code = cli.main(words)
+    atexit._run_exitfuncs()  # of a forked process they would not run; JAX takes leave of the others there
+    sys.exit(code)
 
 
 def _free_job() -> int:
@@ -113,8 +134,8 @@ def lines(workdir: Path, name: str = "metrics") -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def wait_for(running: list[subprocess.Popen], happened) -> None:
-    while not happened() and all(p.poll() is None for p in running):
+def wait_for(running: list[Process], happened) -> None:
+    while not happened() and all(p.is_alive() for p in running):
         time.sleep(0.002)
 
 
@@ -159,7 +180,7 @@ def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[t
     def stopped(workdir: Path, rank: int) -> list[str]:
         running = cluster.start(workdir, processes)
         wait_for(running, reached(workdir, FAULT_AT))
-        running[rank].send_signal(signal.SIGTERM)
+        running[rank].terminate()
         codes = cluster.finish(running)
         return [f"exit codes {codes}"] * any(codes)
 

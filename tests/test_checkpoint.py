@@ -217,16 +217,17 @@ def test_a_failed_background_save_is_an_error_at_the_next_step(tmp_path, monkeyp
 
 def test_what_ends_one_of_several_processes_does_not_wait_for_a_save_that_cannot_end(tmp_path, monkeypatch):
     checkpoints, goes_on = Checkpoints(tmp_path, keep=2), threading.Event()
+    found_here = BadInput("a step", "no number", "one", "look")
     monkeypatch.setattr(checkpoint, "write_manifest", lambda step_folder: goes_on.wait(30))
     checkpoints.save(1, arrays(1), {"moments": arrays(0)}, RUN)
     with monkeypatch.context() as several:
         several.setattr(checkpoint, "jax", types.SimpleNamespace(process_count=lambda: 2))
         checkpoints.ended(OSError, OSError(), None)  # at once
         several.setattr(checkpoint, "LAST_SAVE", 0.1)
-        checkpoints.ended(ValueError, ValueError(), None)
+        checkpoints.ended(BadInput, found_here, None)
         assert not checkpoints._sealing.done()
         several.setattr(checkpoint, "LAST_SAVE", 30)
         threading.Timer(0.1, goes_on.set).start()
-        checkpoints.ended(ValueError, ValueError(), None)  # what can be saved is
+        checkpoints.ended(BadInput, found_here, None)  # what can be saved is
         assert checkpoints._sealing.done()
     checkpoints.ended(None, None, None)

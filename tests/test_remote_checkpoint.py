@@ -20,7 +20,7 @@ from test_checkpoint import RUN, abstract, arrays
 from csfm_jax.training import checkpoint, loop, remote
 from csfm_jax.training.manifest import finished_steps, read_manifest, verify_step
 from csfm_jax.training.remote import RemoteCheckpoints, Workdir
-from csfm_jax.training.together import barrier
+from csfm_jax.training.together import barrier, check_equal
 from data_pipelines import storage, storage_errors
 from data_pipelines.errors import BadInput
 
@@ -274,6 +274,8 @@ def one_of_two(folder: Path) -> None:
         for mine, other in zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(mine.addressable_data(0), other.addressable_data(0))
     checkpoints.close()
+    with pytest.raises(BadInput, match="^--config: found processes 1 differ from process 0; expected one everywhere"):
+        check_equal("--config", f"{jax.process_index():02x}", "one everywhere", "start all with the same")
     if jax.process_index() == 0:
         with pytest.raises(BadInput, match="'alone': found processes 1 not here; expected all 2"):
             barrier("alone", 0.5)

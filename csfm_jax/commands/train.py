@@ -3,6 +3,7 @@
 csfm train --config=csfm_base --workdir=DIR --config.data.stores=STORES --config.optimizer.learning_rate=3e-4
 
 SIGTERM or Ctrl-C finishes the step, saves and exits with 0 (or --stopped-code); the same command goes on from there.
+Before there is anything to save, it exits so at once.
 DIR holds metrics.jsonl, validation.jsonl, tensorboard/, checkpoints/ and the record of the run.
 """
 

@@ -138,14 +138,15 @@ class Checkpoints:
     def ended(self, kind, error, trace) -> None:
         """Closes at the end of a run, as an exit callback of a context.
 
-        Where an error ends one of several processes, the save under way may wait for this one for ever, or this one for
-        the others: it is given a while. Then the process must end at once (`companions.leave`); the step before stands.
+        Where an error ends one of several processes, the save under way may be one that never ends: its commit waits
+        for all. Then this process must end at once (`companions.leave`), and the step before stands. Only an error that
+        was found here (bad data, steps that are not finite), with disk and connections sound, leaves it a while.
         """
         if error is None or jax.process_count() == 1:
             self.close()
             return
         stand_down()
-        if self._sealing is not None and not isinstance(error, OSError):  # a disk that failed here fails the save
+        if self._sealing is not None and isinstance(error, BadInput):
             futures.wait([self._sealing], LAST_SAVE)
 
     def close(self) -> None:

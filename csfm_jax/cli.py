@@ -8,6 +8,8 @@ import errno
 import importlib
 import sys
 
+from csfm_jax.starting import ended_by_signals
+
 COMMANDS = {
     "prepare": "recordings -> a verified, patient-split store",
     "data": "what a store holds; a config's packing plan; suggested row length",
@@ -51,9 +53,11 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         print(f"csfm: found no command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    name, words = argv[0], argv[1:]
-    from data_pipelines.errors import BadInput
+    with ended_by_signals(argv[0], argv[1:]):
+        return _run(argv[0], argv[1:])
 
+
+def _run(name: str, words: list[str]) -> int:
     try:
         command = importlib.import_module(f"csfm_jax.commands.{name}")
         parser = argparse.ArgumentParser(prog=f"csfm {name}", description=command.__doc__, allow_abbrev=False)
@@ -64,21 +68,28 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"unknown arguments: {' '.join(unknown if isinstance(unknown, list) else overrides)}")
         args.overrides = overrides
         return command.run(args) or 0
-    except BadInput as error:
-        print(f"csfm {name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"csfm {name}: interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno)
-        if remedy is None:
+    except (Exception, KeyboardInterrupt) as error:
+        line, code = _answer(name, error)
+        if companions := sys.modules.get("csfm_jax.training.companions"):
+            companions.leave(f"csfm {name}", error, line, code)
+        if line is None:
             raise
-        print(
-            f"csfm {name}: {error.filename or 'output'}: found {(error.strerror or str(error)).lower()}; {remedy}",
-            file=sys.stderr,
-        )
-        return 2
+        print(line, file=sys.stderr)
+        return code
+
+
+def _answer(name: str, error: BaseException) -> tuple[str | None, int]:
+    """The line that says what the user can do about an error, None where that is not known; and the exit code."""
+    from data_pipelines.errors import BadInput
+
+    if isinstance(error, BadInput):
+        return f"csfm {name}: {error}", 2
+    if isinstance(error, KeyboardInterrupt):
+        return f"csfm {name}: interrupted", 130
+    if isinstance(error, OSError) and (remedy := _REMEDIES.get(error.errno)):
+        found = (error.strerror or str(error)).lower()
+        return f"csfm {name}: {error.filename or 'output'}: found {found}; {remedy}", 2
+    return None, 1
 
 
 if __name__ == "__main__":

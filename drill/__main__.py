@@ -1,6 +1,6 @@
 """Breaks small runs in every way that a cluster does, and compares what comes of them with a run that nothing befell.
 
-    python -m drill [--processes=2,4]
+    python -m drill [--processes=2,4] [--faults=WORDS]
 
 Several processes on this machine (JAX with gloo) train a tiny model on a simulated cohort. After each fault the same
 command is given again; then every step must stand in metrics.jsonl once, with the batch (epoch and row) that the
@@ -8,19 +8,28 @@ undisturbed run had there and its loss: bit for bit on as many processes, within
 """
 
 import argparse
+import atexit
 import contextlib
+import importlib
 import json
+import multiprocessing
 import os
-import signal
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 
+from csfm_jax import cli
+
 STEPS, SAVE_EVERY, FAULT_AT = 24, 6, 9
+SOON = 60  # seconds that processes have to end after one of them has; a machine may be busy
 CONFIG = f"""
 from csfm_jax.config import default
 
@@ -44,57 +53,72 @@ class Cluster:
     """Runs of some processes; `compiled` is shared by all runs, so that each program is compiled once."""
 
     def __init__(self, folder: Path):
-        self.folder, self._number = folder, 0
+        self.folder, self._number, self._stores = folder, 0, folder / "stores"
         (folder / "tiny.py").write_text(CONFIG)
-        stores = folder / "stores"
-        self._do("prepare", "--source=simulated:subjects=24,seed=0", f"--output={stores}")
-        self._stores = stores
-
-    def _do(self, *words):
+        words = ["prepare", "--source=simulated:subjects=24,seed=0", f"--output={self._stores}"]
         subprocess.run([sys.executable, "-m", "csfm_jax.cli", *words], check=True, stdout=subprocess.DEVNULL)
-
-    def start(self, workdir: Path, processes: int, *more: str) -> list[subprocess.Popen]:
-        words = [sys.executable, "-m", "csfm_jax.cli", "train", f"--config={self.folder / 'tiny.py'}",
-                 f"--workdir={workdir}", f"--config.data.stores={self._stores}", *more]  # fmt: skip
-        environment = os.environ | {
+        # Half of such a run is importing: done here once, before JAX starts anything, and forked.
+        os.environ |= {
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
         }
+        for name in ("csfm_jax.commands.train", "csfm_jax.training.loop", "grain", "tensorboardX"):
+            importlib.import_module(name)
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        self._fork = multiprocessing.get_context("fork")
+
+    def start(self, workdir: Path, processes: int) -> list[Process]:
+        words = ["train", f"--config={self.folder / 'tiny.py'}", f"--workdir={workdir}",
+                 f"--config.data.stores={self._stores}"]  # fmt: skip
+        several = {}
         if processes > 1:
             words.append("--distributed")
             # JAX learns from SLURM's variables who takes part; its port follows from the job's number
-            environment |= {
-                "SLURM_JOB_ID": str(_free_job()),
-                "SLURM_STEP_NODELIST": "localhost",
-                "SLURM_NTASKS": str(processes),
-            }
+            several |= {"SLURM_JOB_ID": str(_free_job()), "SLURM_STEP_NODELIST": "localhost"}
+            several |= {"SLURM_NTASKS": str(processes)}
         self._number += 1
         started = []
         for rank in range(processes):
-            log = open(self.folder / f"run-{self._number}-{rank}.log", "w")  # noqa: SIM115 (the process holds it)
             own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-            started.append(subprocess.Popen(words, env=environment | own, stdout=log, stderr=subprocess.STDOUT))
+            log = self.folder / f"run-{self._number}-{rank}.log"
+            started.append(self._fork.Process(target=_csfm, args=(words, several | own, log)))
+            started[-1].start()
         return started
 
     def said(self) -> str:
         """What the processes of the last run printed."""
         return "".join(path.read_text() for path in sorted(self.folder.glob(f"run-{self._number}-*.log")))
 
-    def finish(self, running: list[subprocess.Popen], limit: float = 600) -> list[int]:
-        """Exit codes. When one dies of a fault the others are ended too, as launchers do."""
+    def finish(self, running: list[Process], limit: float = 1800) -> list[int | str]:
+        """Exit codes. When one dies of a fault the others must end too; those that do not are ended."""
         until = time.monotonic() + limit
-        while any(p.poll() is None for p in running):
-            if any(p.poll() not in (None, 0) for p in running) or time.monotonic() > until:
-                time.sleep(1)
-                for p in running:
-                    if p.poll() is None:
-                        p.kill()
+        while any(p.is_alive() for p in running) and time.monotonic() < until:
+            if any(p.exitcode for p in running):
+                until = min(until, time.monotonic() + SOON)
             time.sleep(0.05)
-        return [p.wait() for p in running]
+        stuck = [p for p in running if p.is_alive()]
+        for p in stuck:
+            p.kill()
+        for p in running:
+            p.join()
+        return ["did not end" if p in stuck else p.exitcode for p in running]
 
-    def run(self, workdir: Path, processes: int, *more: str) -> list[int]:
-        return self.finish(self.start(workdir, processes, *more))
+    def run(self, workdir: Path, processes: int) -> list[int | str]:
+        return self.finish(self.start(workdir, processes))
+
+
+def _csfm(words: list[str], environment: dict[str, str], log: Path) -> None:
+    """In a process of its own: the command, as its console script runs it."""
+    os.environ.update(environment)
+    with open(log, "w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115 (until it ends)
+    sys.argv = ["csfm", *words]
+    code = cli.main(words)
+    atexit._run_exitfuncs()  # of a forked process they would not run; JAX takes leave of the others there
+    sys.exit(code)
 
 
 def _free_job() -> int:
@@ -110,8 +134,8 @@ def lines(workdir: Path, name: str = "metrics") -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def wait_for(running: list[subprocess.Popen], happened) -> None:
-    while not happened() and all(p.poll() is None for p in running):
+def wait_for(running: list[Process], happened) -> None:
+    while not happened() and all(p.is_alive() for p in running):
         time.sleep(0.002)
 
 
@@ -143,50 +167,61 @@ def differences(workdir: Path, undisturbed: Path, exact: bool) -> list[str]:
     return wrong
 
 
-def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[tuple[str, list[str]]]:
-    """(what was done, what went wrong) of each fault."""
+def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[tuple[str, Callable[[], list[str]]]]:
+    """(what is done, a function that does it and says what went wrong) of each fault."""
 
     def folder(name: str) -> Path:
         return cluster.folder / f"{processes}-{name}"
 
     def again(workdir: Path, on: int = processes) -> list[str]:
         codes = cluster.run(workdir, on)
-        return [f"exit codes {codes}"] * any(codes) + differences(workdir, undisturbed, on == processes)
+        return [f"exit codes {codes}, given again"] * any(codes) + differences(workdir, undisturbed, on == processes)
 
-    for rank in range(processes):
-        workdir = folder(f"term-{rank}")
+    def stopped(workdir: Path, rank: int) -> list[str]:
         running = cluster.start(workdir, processes)
         wait_for(running, reached(workdir, FAULT_AT))
-        running[rank].send_signal(signal.SIGTERM)
+        running[rank].terminate()
         codes = cluster.finish(running)
-        yield f"SIGTERM to process {rank}", [f"exit codes {codes}"] * any(codes) + again(workdir)
-    for name, rank in (("a step", 0), ("a step", processes - 1), ("a save", processes - 1)):
-        workdir = folder(f"kill-{name}-{rank}".replace(" ", "-"))
+        return [f"exit codes {codes}"] * any(codes)
+
+    def copied(workdir: Path) -> list[str]:
+        once = folder("stopped")  # several faults begin with the same stopped run
+        wrong = [] if once.exists() else stopped(once, 0)
+        shutil.copytree(once, workdir)
+        return wrong
+
+    def killed(workdir: Path, rank: int, happened) -> list[str]:
         running = cluster.start(workdir, processes)
-        saving = lambda: any((workdir / "checkpoints").glob(f"{2 * SAVE_EVERY}.orbax*"))  # noqa: B023, E731
-        wait_for(running, reached(workdir, FAULT_AT) if name == "a step" else saving)
+        wait_for(running, happened)
         running[rank].kill()
         codes = cluster.finish(running)
+        named = "leader task was preempted/died" if rank == 0 else f"process {rank}: found gone"
+        wrong = [f"exit codes {codes}"] * (0 in codes or "did not end" in codes)
+        return wrong + ["the others do not name it"] * (named not in cluster.said()) + again(workdir)
+
+    to = folder("term-0")
+    yield "SIGTERM to process 0", lambda to=to: copied(to) + again(to)
+    for rank in range(1, processes):
+        to = folder(f"term-{rank}")
+        yield f"SIGTERM to process {rank}", lambda to=to, rank=rank: stopped(to, rank) + again(to)
+    for rank in {0, processes - 1}:
+        to = folder(f"kill-{rank}")
         yield (
-            f"kill -9 of process {rank} during {name}",
-            [f"nothing was killed: {codes}"] * (0 in codes) + again(workdir),
+            f"kill -9 of process {rank} during a step",
+            lambda to=to, rank=rank: killed(to, rank, reached(to, FAULT_AT)),
         )
+    to = folder("kill-save")
+    saving = lambda to=to: any((to / "checkpoints").glob(f"{2 * SAVE_EVERY}.orbax*"))  # noqa: E731
+    yield f"kill -9 of process {processes - 1} during a save", lambda to=to: killed(to, processes - 1, saving)
     for other in {1, 2, 4} - {processes}:
-        workdir = folder(f"on-{other}")
-        running = cluster.start(workdir, processes)
-        wait_for(running, reached(workdir, FAULT_AT))
-        running[0].send_signal(signal.SIGTERM)
-        cluster.finish(running)
-        yield f"stopped, and restarted on {other} processes", again(workdir, on=other)
-    yield "a flipped bit in the newest checkpoint", _flipped(cluster, folder("flip"), processes, again)
-    yield "disk full", _disk_full(cluster, folder("full"), processes, again)
+        to = folder(f"on-{other}")
+        yield f"restarted on {other} processes", lambda to=to, other=other: copied(to) + again(to, on=other)
+    to = folder("flip")
+    yield "a flipped bit in the newest checkpoint", lambda to=to: copied(to) + _flipped(cluster, to, again)
+    yield "disk full", lambda: _disk_full(cluster, folder("full"), processes, again)
 
 
-def _flipped(cluster, workdir, processes, again) -> list[str]:
-    running = cluster.start(workdir, processes)
-    wait_for(running, reached(workdir, 2 * SAVE_EVERY + 2))
-    running[0].send_signal(signal.SIGTERM)
-    cluster.finish(running)
+def _flipped(cluster, workdir, again) -> list[str]:
     newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(victim.read_bytes())
@@ -203,9 +238,10 @@ def _disk_full(cluster, workdir, processes, again) -> list[str]:
         return ["NOT TRIED: a small file system cannot be mounted here (needs root)"]
     try:
         codes, said = cluster.run(workdir, processes), cluster.said()
-        wrong = ["the disk was large enough"] * (not any(codes)) + ["it is not named"] * (
-            "no space" not in said.lower()
-        )
+        wrong = [f"exit codes {codes}"] * (2 not in codes or not set(codes) <= {1, 2})
+        told = re.search(f"^csfm train: {workdir}.*: found no space left on device", said, re.MULTILINE)
+        wrong += ["it is not named"] * (not told) + ["traceback"] * ("Traceback" in said)
+        wrong += ["not all say who is gone"] * (said.count(" has ended, and this one with it") != codes.count(1))
         subprocess.run(["mount", "-o", f"remount,{large}", str(workdir)], check=True)
         return wrong + again(workdir)
     finally:
@@ -215,6 +251,7 @@ def _disk_full(cluster, workdir, processes, again) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", default="2,4", help="numbers of processes to drill with")
+    parser.add_argument("--faults", default="", help="of their names; only those are tried: 'disk full'")
     args = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory(prefix="csfm-drill-") as folder:
@@ -224,9 +261,13 @@ def main() -> int:
             if any(codes := cluster.run(undisturbed, processes)):
                 print(f"{processes} processes, undisturbed: exit codes {codes}\n{cluster.said()[-2000:]}")
                 return 1
-            for what, wrong in scenarios(cluster, processes, undisturbed):
+            for what, tried in scenarios(cluster, processes, undisturbed):
+                if args.faults not in what:
+                    continue
+                began, wrong = time.monotonic(), tried()
                 failed += bool(wrong)
-                print(f"{processes} processes, {what}: {'; '.join(wrong[:3]) or 'as if nothing had been'}", flush=True)
+                found = "; ".join(wrong[:3]) or "as if nothing had been"
+                print(f"{processes} processes, {what}: {found} ({time.monotonic() - began:.0f} s)", flush=True)
                 if wrong:
                     print("\n".join(cluster.said().splitlines()[-8:]), flush=True)
     return int(failed > 0)

@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import threading
+import types
 from pathlib import Path
 
 import jax
@@ -211,3 +213,21 @@ def test_a_failed_background_save_is_an_error_at_the_next_step(tmp_path, monkeyp
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path)
     checkpoints.close()
     assert restore_params(tmp_path)[2] == RUN and finished_steps(tmp_path) == [1]
+
+
+def test_what_ends_one_of_several_processes_does_not_wait_for_a_save_that_cannot_end(tmp_path, monkeypatch):
+    checkpoints, goes_on = Checkpoints(tmp_path, keep=2), threading.Event()
+    found_here = BadInput("a step", "no number", "one", "look")
+    monkeypatch.setattr(checkpoint, "write_manifest", lambda step_folder: goes_on.wait(30))
+    checkpoints.save(1, arrays(1), {"moments": arrays(0)}, RUN)
+    with monkeypatch.context() as several:
+        several.setattr(checkpoint, "jax", types.SimpleNamespace(process_count=lambda: 2))
+        checkpoints.ended(OSError, OSError(), None)  # at once
+        several.setattr(checkpoint, "LAST_SAVE", 0.1)
+        checkpoints.ended(BadInput, found_here, None)
+        assert not checkpoints._sealing.done()
+        several.setattr(checkpoint, "LAST_SAVE", 30)
+        threading.Timer(0.1, goes_on.set).start()
+        checkpoints.ended(BadInput, found_here, None)  # what can be saved is
+        assert checkpoints._sealing.done()
+    checkpoints.ended(None, None, None)

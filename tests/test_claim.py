@@ -1,5 +1,6 @@
 """One run at a time in a work directory: by a lock in a folder, by a claim in an object store."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -36,6 +37,14 @@ def test_a_lock_ends_with_its_process(tmp_path):
         process.kill()
         with locked(tmp_path):  # waits a little for a process that is being killed
             pass
+
+
+def test_a_disk_without_locks_is_told_once_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claim.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks")))
+    with locked(tmp_path):
+        pass
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path}: found a disk that gives no lock (no locks)") and said.count("\n") == 1
 
 
 @pytest.fixture

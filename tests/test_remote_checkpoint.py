@@ -1,6 +1,7 @@
 """Checkpoints in object stores: sent whole or not at all, tried again, verified on their way back."""
 
 import dataclasses
+import errno
 import os
 import shutil
 import socket
@@ -19,7 +20,7 @@ from test_checkpoint import RUN, abstract, arrays
 from csfm_jax.training import checkpoint, loop, remote
 from csfm_jax.training.manifest import finished_steps, read_manifest, verify_step
 from csfm_jax.training.remote import RemoteCheckpoints, Workdir
-from csfm_jax.training.together import barrier
+from csfm_jax.training.together import barrier, check_equal
 from data_pipelines import storage, storage_errors
 from data_pipelines.errors import BadInput
 
@@ -273,6 +274,12 @@ def one_of_two(folder: Path) -> None:
         for mine, other in zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(mine.addressable_data(0), other.addressable_data(0))
     checkpoints.close()
+    with pytest.raises(BadInput, match="^--config: found processes 1 differ from process 0; expected one everywhere"):
+        check_equal("--config", f"{jax.process_index():02x}", "one everywhere", "start all with the same")
+    if jax.process_index() == 0:
+        with pytest.raises(BadInput, match="'alone': found processes 1 not here; expected all 2"):
+            barrier("alone", 0.5)
+    barrier("both")
 
 
 @pytest.fixture
@@ -392,6 +399,12 @@ def test_programs_that_were_compiled_lie_where_every_host_finds_them(s3, no_cach
     s3.faults.append(Fault("compilation_cache", 1000, 403))
     with pytest.warns(UserWarning, match="persistent compilation cache"):  # and compiles as ever
         assert (jax.jit(lambda x: 1.25 * x)(np.ones(7, np.float32)) < three).all()
+
+
+def test_a_disk_that_fills_up_under_an_open_file_is_named(tmp_path):
+    with pytest.raises(OSError) as full, Workdir(tmp_path), open("/dev/full", "w", buffering=1) as lines:
+        lines.write("a line\n")
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(tmp_path))
 
 
 def test_a_local_work_directory_is_its_own_folder(tmp_path):

@@ -53,8 +53,10 @@ def run(args) -> int:
     base = configs.load(args.config) if scratch else None  # before JAX starts: a typo is answered at once
     import jax
 
+    from csfm_jax.training import companions
+
     if args.distributed:
-        jax.distributed.initialize()
+        companions.join()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in `csfm train`
     from csfm_jax import encoding
     from csfm_jax.evaluation import leakage
@@ -70,7 +72,7 @@ def run(args) -> int:
     if about is not None:
         leakage.check(stores, about.provenance, args.unchecked_subjects, args.checkpoint)
         seen, everyone = leakage.seen_validation(stores, about.provenance)
-        if seen:
+        if seen and jax.process_index() == 0:
             print(f"{seen} of the {everyone} validation subjects were pretrained on: their figures flatter", flush=True)
     config = resolved.adapted(with_rows(config, stores))
     if jax.process_index() == 0:

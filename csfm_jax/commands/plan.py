@@ -47,9 +47,13 @@ def run(args) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the compiler is used, not a device
+    from csfm_jax import sharding
     from csfm_jax.planning.topology import Topology
 
     topology = Topology(args.topology, args.slices)
+    if not args.sweep:  # by arithmetic, before the compiler is loaded, which says much
+        sizes = sharding.axis_sizes(config.mesh, topology.chips, topology.slices)
+        sharding.check(config, jax.sharding.AbstractMesh(tuple(sizes.values()), sharding.AXES))
     hosts = f"{topology.hosts} hosts" + (f", {topology.slices} slices" if topology.slices > 1 else "")
     print(f"{args.config} on {topology.name}: {topology.chips} chips, {hosts}", flush=True)
     if args.sweep:

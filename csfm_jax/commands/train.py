@@ -3,6 +3,7 @@
 csfm train --config=csfm_base --workdir=DIR --config.data.stores=STORES --config.optimizer.learning_rate=3e-4
 
 SIGTERM or Ctrl-C finishes the step, saves and exits with 0 (or --stopped-code); the same command goes on from there.
+Before there is anything to save, it exits so at once.
 DIR holds metrics.jsonl, validation.jsonl, tensorboard/, checkpoints/ and the record of the run.
 """
 
@@ -39,10 +40,10 @@ def arguments(parser):
 def run(args) -> int:
     config = configs.load(args.config, args.overrides)  # before JAX starts: a typo is answered at once
     workdir = place(args.workdir)
-    import jax
+    from csfm_jax.training import companions
 
     if args.distributed:
-        jax.distributed.initialize()
+        companions.join()
     # Orbax logs the traceback of every background thread that fails; the loop raises the error itself, once.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     from csfm_jax.training.loop import train

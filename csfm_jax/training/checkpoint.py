@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from csfm_jax import config as config_lib
 from csfm_jax.training import remote_steps
+from csfm_jax.training.companions import stand_down
 from csfm_jax.training.manifest import (
     Difference,
     differences,
@@ -40,6 +42,8 @@ from csfm_jax.training.together import anywhere, barrier
 from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.storage import Place
+
+LAST_SAVE = 60.0  # seconds that a run of several processes, which an error ends, leaves the save under way
 
 
 class Checkpoints:
@@ -130,6 +134,20 @@ class Checkpoints:
         """
         wanted = dict(params=params, optimizer=optimizer) | _present(average=average)
         return {"average": None} | self._orbax.load_checkpointables(step, wanted)
+
+    def ended(self, kind, error, trace) -> None:
+        """Closes at the end of a run, as an exit callback of a context.
+
+        Where an error ends one of several processes, the save under way may be one that never ends: its commit waits
+        for all. Then this process must end at once (`companions.leave`), and the step before stands. Only an error that
+        was found here (bad data, steps that are not finite), with disk and connections sound, leaves it a while.
+        """
+        if error is None or jax.process_count() == 1:
+            self.close()
+            return
+        stand_down()
+        if self._sealing is not None and isinstance(error, BadInput):
+            futures.wait([self._sealing], LAST_SAVE)
 
     def close(self) -> None:
         """Waits for the save under way and ends the background threads. Raises as `save` does."""

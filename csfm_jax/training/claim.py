@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -56,8 +57,11 @@ def _take(handle: int, folder: Path) -> None:
             if time.monotonic() > until:
                 raise _taken(folder, _parsed(os.pread(handle, 1000, 0))) from None
             time.sleep(0.1)
-        except OSError:
-            return  # some network disks have no locks; a run must be possible there all the same
+        except OSError as error:  # some network disks have no locks; a run must be possible there all the same
+            found = f"a disk that gives no lock ({(error.strerror or str(error)).lower()})"
+            go_on = "the run goes on, and a second one here would not be refused: start none"
+            print(f"{folder}: found {found}; expected one that does; {go_on}", file=sys.stderr, flush=True)
+            return
 
 
 class Claim:

@@ -66,7 +66,7 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         folder = home.folder  # of this host; the work directory itself, unless that is in an object store
         _cache_compilations(home)
         checkpoints = home.checkpoints(config.training.keep_checkpoints)
-        until_end.callback(checkpoints.close)
+        until_end.push(checkpoints.ended)
         saved = checkpoints.read_run()
         tokenizer = choose_tokenizer(stores, read_tokens(config), config.data.tokenizer)
         about = record.describe(config, stores, tokenizer, command)

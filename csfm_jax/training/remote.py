@@ -15,6 +15,7 @@ part of those that are saved, and a whole one at a restart.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -115,6 +116,8 @@ class Workdir:
         return sorted(p for p in self.folder.iterdir() if p.is_file() and p.suffix != ".tmp" and p.name != LOCK)
 
     def __exit__(self, kind, error, trace) -> None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            error.filename = str(self.folder)  # a file that was open already: its error names none
         with self._until_end:
             try:
                 self._send_own()

@@ -1,12 +1,11 @@
 """What the processes of a run do together: wait for each other (never for ever), and agree."""
 
-import re
-
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from csfm_jax.training.companions import late_processes
 from data_pipelines.errors import BadInput
 
 LIMIT = 600  # seconds; hosts that hash a checkpoint are minutes apart, not more
@@ -24,15 +23,10 @@ def barrier(name: str, limit: float = LIMIT) -> None:
     try:
         multihost.get_barrier_sync_fn()(key=f"csfm {name}", timeout_ms=int(1000 * limit))
     except jax.errors.JaxRuntimeError as error:
-        late = sorted({int(n) for n in re.findall(r"task:(\d+)", _late_part(str(error)))})
+        late = late_processes(str(error))
         found = f"processes {', '.join(map(str, late))} not here" if late else "processes missing"
         expected = f"all {jax.process_count()} within {limit:g} s"
         raise BadInput(f"barrier {name!r}", found, expected, "look at the logs of those processes") from error
-
-
-def _late_part(message: str) -> str:
-    # the coordination service names first who has come, then "Some timed out task names"
-    return message.partition("timed out task")[2]
 
 
 def anywhere(flag: bool) -> bool:

@@ -189,8 +189,8 @@ class Run:
         if self.pending is None:
             return
         (number, metrics, facts), self.pending = self.pending, None
-        metrics = jax.device_get(metrics)
-        self._bad, self._skipped, self._usual_norm = int(metrics.bad), int(metrics.skipped), float(metrics.usual_norm)
+        metrics = metrics.fetch()
+        self._bad, self._skipped, self._usual_norm = metrics.bad, metrics.skipped, metrics.usual_norm
         if not metrics.made:
             self._log.write("skipped", number, self._blame(metrics, facts))
         self.interval.add(metrics, facts)
@@ -221,7 +221,7 @@ class Run:
         windows = [int(w) for r in range(row, row + self._config.data.rows) for w in plan.row(r)]
         finite = math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)
         reason = "not finite" if not finite else "nothing to learn" if metrics.gradient_norm == 0 else "spike"
-        norm = {"gradient_norm": float(metrics.gradient_norm), "usual_norm": self._usual_norm}
+        norm = {"gradient_norm": metrics.gradient_norm, "usual_norm": self._usual_norm}
         return {"reason": reason, **norm, "epoch": epoch, "row": row, "windows": windows}
 
     def validate(self, validation, number: int, state: TrainState, stopping: Callable[[], bool]) -> bool:

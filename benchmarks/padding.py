@@ -128,6 +128,8 @@ class Side:
     """
 
     def __init__(self, config, made: list, attention: str):
+        import jax
+
         from csfm_jax import sharding
         from csfm_jax.training.optimizer import learning_rate, make_optimizer
         from csfm_jax.training.state import blueprint

@@ -134,23 +134,23 @@ def step_time(config, steps: int) -> dict:
     from csfm_jax import sharding
     from csfm_jax.training.optimizer import learning_rate, make_optimizer
     from csfm_jax.training.state import blueprint
-    from csfm_jax.training.step import make_train_step, to_global
+    from csfm_jax.training.step import make_train_step
 
     mesh = sharding.make_mesh(config.mesh)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     plan = blueprint(config, optimizer, mesh)
     batch = packed_rows(config)
     with sharding.use(mesh):
-        placed = to_global(batch, mesh)
+        placed = jax.device_put(batch, sharding.batch_sharding(mesh))
         step = make_train_step(plan, optimizer, learning_rate(config.optimizer, config.training.steps), config)
         step = step.lower(plan.abstract, placed).compile()
         memory, state = step.memory_analysis(), [plan.initial()]
 
         def make():
             state[0], metrics = step(state[0], placed)
-            return metrics.loss
+            return metrics
 
-        first = float(make())
+        first = make().fetch().loss
         seconds = best_of_rounds(make, steps)
     jax.tree.map(lambda x: x.delete(), state[0])
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0

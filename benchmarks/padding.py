@@ -128,10 +128,12 @@ class Side:
     """
 
     def __init__(self, config, made: list, attention: str):
+        import jax
+
         from csfm_jax import sharding
         from csfm_jax.training.optimizer import learning_rate, make_optimizer
         from csfm_jax.training.state import blueprint
-        from csfm_jax.training.step import make_train_step, to_global
+        from csfm_jax.training.step import make_train_step
 
         config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, attention=attention))
         mesh = sharding.make_mesh(config.mesh)
@@ -140,7 +142,7 @@ class Side:
         self.fill = float(np.mean([batch.channel != 0 for batch in made]))
         self.windows = int(sum((batch.window >= 0).sum() for batch in made))
         with sharding.use(mesh):
-            self._batches = [to_global(batch, mesh) for batch in made]
+            self._batches = jax.device_put(made, sharding.batch_sharding(mesh))
             step = make_train_step(plan, optimizer, learning_rate(config.optimizer, config.training.steps), config)
             self._step = step.lower(plan.abstract, self._batches[0]).compile()
             self._state = plan.initial()
@@ -149,7 +151,7 @@ class Side:
         """The loss after a step with each batch."""
         for batch in self._batches:
             self._state, metrics = self._step(self._state, batch)
-        return float(metrics.loss)
+        return metrics.fetch().loss
 
     def turn(self) -> float:
         """Seconds of a step with each batch."""

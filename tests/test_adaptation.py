@@ -114,7 +114,8 @@ def test_a_step_moves_head_and_adapters_and_no_bit_of_a_frozen_encoder():
     with sharding.use(mesh):
         step = make_train_step(plan, optimizer, learning_rate(config.optimizer, 10), config)
         state = jax.tree.map(jax.device_put, zero._replace(params=params), plan.shardings)
-        state, metrics = jax.device_get(step(state, to_global(batch._replace(labels=truth), mesh)))
+        state, metrics = step(state, to_global(batch._replace(labels=truth), mesh))
+        metrics = metrics.fetch()
     jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], params["encoder"])
     for part in ("head", "lora"):
         for leaf, before in zip(jax.tree.leaves(state.params[part]), jax.tree.leaves(params[part])):
@@ -199,7 +200,7 @@ def compared() -> dict:
             mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
             with sharding.use(mesh):
                 (value, counts), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(
-                    params["head"], to_global(batch, mesh)
+                    params["head"], jax.device_put(batch, sharding.batch_sharding(mesh))
                 )
             (count,) = (float(v) for k, v in counts.items() if k.startswith("loss/"))
             found[name].append({"loss": float(value), "norm": float(optax.tree.norm(slope)), "count": count})

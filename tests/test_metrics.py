@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from csfm_jax.training.metrics import (
     interval_from,
     interval_values,
 )
+from csfm_jax.training.packed import pack
 from csfm_jax.training.step import StepMetrics
 from data_pipelines.batch import TokenBatch
 from data_pipelines.signals import CHANNEL_ID, CLS, TEXT
@@ -69,6 +72,19 @@ def test_a_figure_that_is_no_number_stands_as_null(tmp_path):
 
 def test_nothing_counted_is_none():
     assert averages({"mae/ecg": 0.0}, {"mae/ecg": 0.0}) == {"mae/ecg": None}
+
+
+def test_what_a_program_packs_comes_back_whole():
+    def program(x):
+        return pack(StepMetrics(x, 2 * x, 1e-3, x > 0, jnp.int32(2**31 - 1), 0, x, {"b": 3 * x, "a": x}, {}, 7, 8, 9))
+
+    found = jax.jit(program)(jnp.float32(0.1)).fetch()
+    loss = float(np.float32(0.1))
+    assert found == StepMetrics(
+        loss, 2 * loss, float(np.float32(1e-3)), True, 2**31 - 1, 0, loss, {"b": float(np.float32(0.3)), "a": loss}, {},
+        7, 8, 9,
+    )  # fmt: skip
+    assert isinstance(found.made, bool) and isinstance(found.tokens, int)
 
 
 def test_windows_are_counted_by_the_sensors_that_they_really_have():

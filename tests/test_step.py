@@ -104,7 +104,7 @@ class Run:
         local = TokenBatch(*(np.split(field, parts)[number] for field in batch))
         with sharding.use(self.mesh):
             self.state, metrics = self.step_function(self.state, to_global(local, self.mesh))
-        return jax.device_get(metrics)
+        return metrics.fetch()
 
 
 def leaves(tree) -> dict[str, np.ndarray]:

@@ -18,7 +18,16 @@ from csfm_jax.training import initial, record, step, together
 from csfm_jax.training.adaptation import run_optimizer
 from csfm_jax.training.checkpoint import Checkpoints
 from csfm_jax.training.goodput import Goodput
-from csfm_jax.training.metrics import Interval, Log, Speed, averages, batch_facts, interval_from, interval_values
+from csfm_jax.training.metrics import (
+    BatchFacts,
+    Interval,
+    Log,
+    Speed,
+    averages,
+    batch_facts,
+    interval_from,
+    interval_values,
+)
 from csfm_jax.training.optimizer import learning_rate
 from csfm_jax.training.remote import Workdir
 from csfm_jax.training.state import Blueprint, TrainState, blueprint
@@ -26,6 +35,7 @@ from csfm_jax.training.stopping import RunStopped, StopRequest
 from csfm_jax.training.task_validation import TaskValidation
 from csfm_jax.training.watching import Watch
 from data_pipelines import masking, storage, windows
+from data_pipelines.batch import TokenBatch
 from data_pipelines.errors import BadInput
 from data_pipelines.loader import Loader, evaluation_batches, make_loader
 from data_pipelines.storage import Place
@@ -111,13 +121,13 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         for number in steps:
             watch.step(number)
             with goodput.spent("data"):
-                batch, facts = run.next_batch()
+                batch = run.next_batch()
             with goodput.spent("compile" if number == done + 1 else None):
                 state, metrics = train_step(state, step.to_global(batch, mesh))
-            # Only now, with this step under way on the devices, are the metrics of the one before fetched: the host
-            # never makes the devices wait.
+            # Only now, with this step under way on the devices, are the metrics of the one before fetched, and the
+            # batch looked at: the host never makes the devices wait.
             run.settle()
-            run.pending = number, metrics, facts
+            run.pending = number, metrics, run.facts(batch)
             checkpoints.check()
             # A machine that is taken back is gone half a minute later: the checkpoint comes first, and the line of this
             # step is written by the run that goes on.
@@ -168,17 +178,21 @@ class Run:
         self._speed = Speed(per_step, None if peak is None else peak * jax.device_count())
         self._capacities = windows.capacities(config.tokens, config.data)
         self.pending, self.interval, self._bad, self._skipped, self._usual_norm = None, Interval(), 0, 0, 0.0
-        self._fill = {}
+        self._fill, self._came = {}, None
 
-    def next_batch(self):
-        """The next local batch and what the host reads off it."""
+    def next_batch(self) -> TokenBatch:
+        """The next local batch."""
         position, began = self._loader.state(), time.perf_counter()
-        epoch = position["epoch"]
-        batch = next(self._loader)
-        waited = time.perf_counter() - began
+        batch, epoch = next(self._loader), position["epoch"]
+        self._came = time.perf_counter() - began, (epoch, position["row"])
         if epoch not in self._fill:
             self._fill = {epoch: float(self._loader.plans.get(epoch).packing.fill[0])}
-        return batch, batch_facts(batch, self._fill[epoch], waited, (epoch, position["row"]))
+        return batch
+
+    def facts(self, batch: TokenBatch) -> BatchFacts:
+        """What the host reads off the batch that came last."""
+        waited, position = self._came
+        return batch_facts(batch, self._fill[position[0]], waited, position)
 
     def settle(self) -> None:
         """Fetches the pending step's metrics; writes a line where one is due.
@@ -189,8 +203,8 @@ class Run:
         if self.pending is None:
             return
         (number, metrics, facts), self.pending = self.pending, None
-        metrics = jax.device_get(metrics)
-        self._bad, self._skipped, self._usual_norm = int(metrics.bad), int(metrics.skipped), float(metrics.usual_norm)
+        metrics = metrics.fetch()
+        self._bad, self._skipped, self._usual_norm = metrics.bad, metrics.skipped, metrics.usual_norm
         if not metrics.made:
             self._log.write("skipped", number, self._blame(metrics, facts))
         self.interval.add(metrics, facts)
@@ -221,7 +235,7 @@ class Run:
         windows = [int(w) for r in range(row, row + self._config.data.rows) for w in plan.row(r)]
         finite = math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)
         reason = "not finite" if not finite else "nothing to learn" if metrics.gradient_norm == 0 else "spike"
-        norm = {"gradient_norm": float(metrics.gradient_norm), "usual_norm": self._usual_norm}
+        norm = {"gradient_norm": metrics.gradient_norm, "usual_norm": self._usual_norm}
         return {"reason": reason, **norm, "epoch": epoch, "row": row, "windows": windows}
 
     def validate(self, validation, number: int, state: TrainState, stopping: Callable[[], bool]) -> bool:

@@ -13,10 +13,8 @@ import numpy as np
 
 from csfm_jax.training.board import open_board
 from csfm_jax.training.step import StepMetrics
-from data_pipelines.batch import TokenBatch
-from data_pipelines.signals import CHANNELS, MODALITIES
-
-_MODALITY_BIT = np.array([1 << list(MODALITIES).index(c.modality) if c.modality in MODALITIES else 0 for c in CHANNELS])
+from data_pipelines.batch import MODALITY_OF, TokenBatch
+from data_pipelines.signals import MODALITIES
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,14 @@ def batch_facts(batch: TokenBatch, planned_fill: float, waited: float, position:
             in `BatchFacts`.
     """
     rows, windows = batch.window.shape
+    kind, kinds = MODALITY_OF[batch.channel], len(MODALITIES)
     place = np.arange(rows)[:, None] * (windows + 1) + batch.segment
-    bits = np.zeros(rows * (windows + 1), np.int64)
-    for bit in (1 << i for i in range(len(MODALITIES))):
-        bits[np.unique(place[(_MODALITY_BIT[batch.channel] & bit) > 0])] |= bit
+    found = (place * kinds + kind)[kind >= 0]  # of each signal token: its window and its modality
+    there = np.bincount(found, minlength=rows * (windows + 1) * kinds).reshape(-1, kinds) > 0
     sensors = {}
-    for code, count in zip(*np.unique(bits[bits > 0], return_counts=True)):
-        sensors["+".join(m for i, m in enumerate(MODALITIES) if code >> i & 1)] = int(count)
+    for code, count in zip(*np.unique(there @ (1 << np.arange(kinds)), return_counts=True)):
+        if code:
+            sensors["+".join(m for i, m in enumerate(MODALITIES) if code >> i & 1)] = int(count)
     used = int(np.count_nonzero((batch.window >= 0).any(axis=1)))
     planned = planned_fill * used * batch.channel.shape[1]
     return BatchFacts(sensors, planned, int(np.count_nonzero(batch.channel)), waited, position)
@@ -83,20 +82,20 @@ class Interval:
     def add(self, metrics: StepMetrics, facts: BatchFacts) -> None:
         """Adds one step; `metrics` already on the host."""
         self.steps += 1
-        self.skipped = int(metrics.skipped)
-        self.learning_rate = float(metrics.learning_rate)
-        self.tokens += int(metrics.tokens)
-        self.visible += int(metrics.visible)
-        self.windows += int(metrics.windows)
+        self.skipped = metrics.skipped
+        self.learning_rate = metrics.learning_rate
+        self.tokens += metrics.tokens
+        self.visible += metrics.visible
+        self.windows += metrics.windows
         _add(self.sensors, facts.sensors)
         self.planned += facts.planned
         self.present += facts.tokens
         if metrics.made:
             self.made += 1
-            self.loss += float(metrics.loss)
-            self.gradient_norm += float(metrics.gradient_norm)
-            _add(self.sums, {k: float(v) for k, v in metrics.sums.items()})
-            _add(self.counts, {k: float(v) for k, v in metrics.counts.items()})
+            self.loss += metrics.loss
+            self.gradient_norm += metrics.gradient_norm
+            _add(self.sums, metrics.sums)
+            _add(self.counts, metrics.counts)
 
     def values(self, row_tokens: int, row_visible: int, rows: int) -> dict:
         """The interval's averages; None where nothing was counted.
@@ -141,8 +140,8 @@ class Speed:
     def add(self, metrics: StepMetrics, facts: BatchFacts) -> None:
         self._steps += 1
         self._waited += facts.waited
-        self._tokens += int(metrics.tokens)
-        self._windows += int(metrics.windows)
+        self._tokens += metrics.tokens
+        self._windows += metrics.windows
 
     def values(self) -> dict:
         """Rates since the last call. "mfu" is None where the device's peak is not known (CPU)."""

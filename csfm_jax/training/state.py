@@ -63,6 +63,10 @@ class Blueprint:
         return {name: part for name, part in params.items() if name not in self.frozen}
 
     @property
+    def mesh(self) -> Mesh:
+        return self.abstract.step.sharding.mesh
+
+    @property
     def shardings(self) -> TrainState:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
@@ -72,7 +76,7 @@ class Blueprint:
 
     def initial(self) -> TrainState:
         """The state at step 0, born sharded: no device ever holds more than its part."""
-        with sharding.use(self.abstract.step.sharding.mesh):
+        with sharding.use(self.mesh):
             return self.initialisation()()
 
     def initialisation(self):

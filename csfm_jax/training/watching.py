@@ -1,7 +1,9 @@
 """Looks at a run from the side: the stacks of a step that hangs, and a profile of a few steps."""
 
 import faulthandler
+import math
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,15 +16,20 @@ class Watch:
 
     def __init__(self, config: TrainingConfig, folder: Path):
         self._config, self._folder, self._profiling = config, folder, False
+        self._armed = -math.inf  # when
 
     def __enter__(self):
         return self
 
     def step(self, number: int) -> None:
         """Called before step `number`."""
-        if self._config.hang_seconds > 0:
-            # armed anew: it fires only if the next call does not come in time, and the run goes on all the same
-            faulthandler.dump_traceback_later(self._config.hang_seconds, file=sys.__stderr__)
+        limit, now = self._config.hang_seconds, time.monotonic()
+        # Armed anew: it fires only if the next call does not come in time, and the run goes on all the same. Arming
+        # starts a thread and waits for the one before to end, many milliseconds where cores are busy; so not at every
+        # step, but with a little more time.
+        if limit > 0 and now - self._armed > 0.05 * limit:
+            faulthandler.dump_traceback_later(1.05 * limit, file=sys.__stderr__)
+            self._armed = now
         first = self._config.profile_step
         if first and number == first:
             jax.profiler.start_trace(str(self._folder))

@@ -178,7 +178,7 @@ def _taught(cell: Cell) -> Path | str:
         return cell.model.source
     config, workdir = cell.config, cell.folder / "fine_tuning"
     resolved = resolve(config, cell.settings.stores)
-    config = resolved.adapted(finetune.with_rows(config, cell.settings.stores))
+    config = finetune.with_rows(resolved.adapted(config), cell.settings.stores)
     from csfm_jax.training.loop import train
 
     init, command = cell.model.init, shlex.join(["csfm", *sys.argv[1:]])

@@ -108,6 +108,9 @@ def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:
             found, expected = f"no {split} recording with its labels", "train, validation and test subjects"
             raise BadInput(f"task {task.name}", found, expected, "use stores whose splits hold all three")
     subsets = sensors.parse(sensor_words, task)
+    if task.kind == "signal" and len(subsets) > 1:
+        expected = f"all: what {task.name} reads is part of the task"
+        raise BadInput(f"--sensors={subsets[1].word}", "a subset", expected, "leave it out, or study the task alone")
     there = [s for s in subsets if s.word == ALL or sensors.present(settings.stores, s)]
     return TaskSetup(task, resolved, there, [s.word for s in subsets if s not in there])
 

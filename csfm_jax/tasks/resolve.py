@@ -8,6 +8,7 @@ import numpy as np
 
 from csfm_jax import tasks
 from csfm_jax.evaluation.protocol import Recordings
+from csfm_jax.tasks import resolve_signals
 from csfm_jax.tasks.task import Task
 from data_pipelines.batch import MODALITY_OF
 from data_pipelines.config import TokenConfig
@@ -24,8 +25,9 @@ class Resolved(NamedTuple):
     """What stores say about a task's labels.
 
     Attributes:
-        labels: those that are trained, in the order of the outputs. left_out: name -> why, of the others.
-        mean, scale: of a regression's labels among train recordings; empty otherwise.
+        labels: those that are trained, in the order of the outputs; of a signal task, channels. left_out: name -> why,
+            of the others.
+        mean, scale: of a regression's labels, or of such channels' samples, among train recordings; empty otherwise.
         positive_weight: negatives by positives of every label among train recordings, of "multilabel"; else empty.
         recordings: split -> recordings with one of the labels at least.
     """
@@ -55,6 +57,14 @@ def read_tokens(config: "Config") -> TokenConfig:
     return dataclasses.replace(config.tokens, modalities=kept, text_length=0)
 
 
+def read_stores(config: "Config", stores: list) -> list:
+    """The stores as the config's task reads them: of a signal task, as `Pairs`; in all else, as they are."""
+    task = tasks.get(config.adaptation.task) if config.adaptation.task else None
+    if task is None or task.kind != "signal":
+        return stores
+    return resolve_signals.pairs(config, task, read_tokens(config), stores)
+
+
 def resolve(config: "Config", stores: list[Store]) -> Resolved:
     """Finds the labels of the config's task in stores.
 
@@ -67,6 +77,8 @@ def resolve(config: "Config", stores: list[Store]) -> Resolved:
     _check_sensors(task, config, stores)
     everyone = Recordings.whole(stores)
     _check_splits(everyone)
+    if task.kind == "signal":
+        return resolve_signals.resolve(config, task, read_tokens(config), stores)
     names = _names(task, everyone)
     labels = np.stack([everyone.labels[name] for name in names], axis=1).astype(np.float64)
     train = labels[everyone.split == 0]

@@ -19,7 +19,7 @@ from csfm_jax.evaluation.predictions import Predictions, Split
 from csfm_jax.models import lora
 from csfm_jax.objectives.supervised import Supervised
 from csfm_jax.objectives.translation import Translation
-from csfm_jax.tasks.resolve import read_tokens
+from csfm_jax.tasks.resolve import cut, read_tokens
 from data_pipelines import preprocess
 from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
@@ -174,7 +174,7 @@ def write(found: Predictions, model: FineTuned, stores: list[Store], target: Pat
         known = [i for i in range(len(model.outputs)) if not np.isnan(called[:, i]).any()]
         more |= {f"decision/{model.outputs[i]}": called[:, i] > 0.5 for i in known}
         found = found._replace(values=values.astype(np.float32))
-    prediction_files.write(found, model.outputs, labels, told, stores, target, more)
+    prediction_files.write(found, model.outputs, labels, told, cut(model.task, stores), target, more)
 
 
 def _plain(model: FineTuned) -> dict:

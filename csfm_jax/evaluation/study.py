@@ -1,5 +1,6 @@
 """A study: models x tasks x subsets of sensors. All that can be refused is refused before anything is trained."""
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from csfm_jax.evaluation.cells import Cell, Settings
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study_models import FINE_TUNED, Model
 from csfm_jax.tasks.config import AdaptationConfig
-from csfm_jax.tasks.resolve import Resolved, resolve
+from csfm_jax.tasks.resolve import Resolved, cut, resolve
 from csfm_jax.tasks.task import Task
 from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
@@ -83,7 +84,9 @@ def plan(
     setups = [_setup(task, settings, sensor_words) for task in found]
     _check_sensors(sensor_words, setups)
     made = [
-        Cell(settings, s.task, model, s.resolved, s.subsets, folder / "cells" / s.task.name / model.folder)
+        Cell(
+            _cut(settings, s.task), s.task, model, s.resolved, s.subsets, folder / "cells" / s.task.name / model.folder
+        )
         for s in setups
         for model in models
         if model.kind != "given" or model.config.adaptation.task == s.task.name
@@ -98,6 +101,11 @@ def plan(
     pair = _pair(models, pair_words)
     _check_same(settings, folder)
     return Study(settings, setups, models, made, pair, folder)
+
+
+def _cut(settings: Settings, task: Task) -> Settings:
+    """The settings with the stores as the task's stretches."""
+    return settings if task.cut is None else dataclasses.replace(settings, stores=cut(task, settings.stores))
 
 
 def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:

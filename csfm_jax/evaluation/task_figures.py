@@ -46,7 +46,7 @@ def judged_by(task: Task, outputs: Sequence[str], values: np.ndarray, labels: np
         return Figures([_regression(outputs, values, labels)])
     if task.kind == "signal":
         return Figures([signal_figures.reader(outputs, values, task.metrics)])
-    exclusive = [_agreement(values, labels, ("accuracy",))] if task.kind == "multiclass" else []
+    exclusive = [_agreement(values, labels, ("accuracy", "kappa", "macro_f1"))] if task.kind == "multiclass" else []
     values, labels = _whole(task, values, labels)
     return Figures([*exclusive, _ranked("auroc", metrics.auroc, outputs, values, labels)])
 

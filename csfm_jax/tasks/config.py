@@ -116,9 +116,6 @@ def _check_signal(config: "Config") -> None:
     if (backbone := config.backbone.name) != "transformer":
         expected = f"transformer: {task} predicts signals, and {backbone} has no decoder"
         raise BadInput("config.backbone.name", repr(backbone), expected, "name another task or model")
-    if config.tokens.layout != "channel":
-        expected = f"'channel': {task} predicts channel by channel"
-        raise BadInput("config.tokens.layout", repr(config.tokens.layout), expected, "use another checkpoint")
     for name, usual in (("head", "linear"), ("head_dropout", 0.0), ("weigh_positives", False)):
         if (value := getattr(ours, name)) != usual:
             expected = f"{usual!r}: the decoder is what predicts {task}"

@@ -15,6 +15,7 @@ from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import MODALITIES
 from data_pipelines.store import Store
+from data_pipelines.stretches import Stretches, is_cut
 from data_pipelines.windows import used_channels
 
 if TYPE_CHECKING:
@@ -58,11 +59,28 @@ def read_tokens(config: "Config") -> TokenConfig:
 
 
 def read_stores(config: "Config", stores: list) -> list:
-    """The stores as the config's task reads them: of a signal task, as `Pairs`; in all else, as they are."""
+    """The stores as the config's task reads them: of signals, as `Pairs`; of a sequence, as `Stretches`."""
     task = tasks.get(config.adaptation.task) if config.adaptation.task else None
-    if task is None or task.kind != "signal":
+    if task is not None and task.kind == "signal":
+        return resolve_signals.pairs(config, task, read_tokens(config), stores)
+    return stores if task is None else cut(task, stores)
+
+
+def cut(task: Task, stores: list) -> list:
+    """The stores as stretches of a sequence's; of other tasks, as they are.
+
+    Raises:
+        BadInput: no store holds an event of the task's codes.
+    """
+    if task.cut is None:
         return stores
-    return resolve_signals.pairs(config, task, read_tokens(config), stores)
+    made = [store if is_cut(store) else Stretches(store, task.cut) for store in stores]
+    if not any(len(store.index) for store in made):
+        codes = ", ".join(code for code, name in task.cut.classes if name)
+        found = f"no event whose stretch of {task.cut.seconds:g} s lies in its recording"
+        expected = f"events of {task.name}: {codes}"
+        raise BadInput("--store", found, expected, "prepare the store from files that have annotations")
+    return made
 
 
 def resolve(config: "Config", stores: list[Store]) -> Resolved:
@@ -74,6 +92,7 @@ def resolve(config: "Config", stores: list[Store]) -> Resolved:
     """
     task = tasks.get(config.adaptation.task)
     stores = [store for store in stores if config.data.weights.get(store.name, 1.0) > 0]  # the others are not read
+    stores = cut(task, stores)
     _check_sensors(task, config, stores)
     everyone = Recordings.whole(stores)
     _check_splits(everyone)

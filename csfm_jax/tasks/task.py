@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from data_pipelines.augment import AugmentConfig
+from data_pipelines.stretches import Cut
 
 # kind -> losses that fit it, the usual one first
 LOSSES = {
@@ -16,7 +17,7 @@ LOSSES = {
 # kind -> the figures that it is judged by, the first one first
 METRICS = {
     "multilabel": ("macro_auroc",),
-    "multiclass": ("macro_auroc", "accuracy"),
+    "multiclass": ("macro_auroc", "accuracy", "kappa", "macro_f1"),
     "regression": ("mean_absolute_error", "r2"),
     "survival": ("concordance",),
     "signal": ("correlation", "mean_absolute_error", "root_mean_square_error"),
@@ -46,6 +47,8 @@ class Task:
         begin, end: seconds of every recording between which windows lie; 0 as the end is the recording's own.
         inputs, targets: of "signal": modalities ("ecg") or channels ("I") that are given, and that are asked for.
         added: of "signal": what is added to the inputs (`data_pipelines.augment`), which may then be targets too.
+        cut: of a sequence, whose cases are stretches of recordings and whose labels are classes of events: which ones;
+            None: cases are recordings.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Task:
     inputs: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     added: AugmentConfig | None = None
+    cut: Cut | None = None
 
     @property
     def objective(self) -> str:

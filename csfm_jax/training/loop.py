@@ -312,8 +312,7 @@ def _restored(checkpoints: Checkpoints, plan: Blueprint, saved: dict) -> TrainSt
 def _loader(config: Config, stores, plans_dir: Path, state: dict | None, share: sharding.Share) -> Loader:
     loader = make_loader(
         read_stores(config, stores), read_tokens(config), config.data, plans_dir=plans_dir, host=share.number,
-        hosts=share.parts,
-        state=state, hide=not config.adaptation.task, label_names=config.adaptation.labels,
+        hosts=share.parts, state=state, hide=not config.adaptation.task, label_names=config.adaptation.labels,
     )  # fmt: skip
     try:  # before the first step: hosts that disagreed would train on batches that nobody planned
         remedy = "copy the stores again, or let all hosts read them from one place"

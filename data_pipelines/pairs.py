@@ -27,6 +27,7 @@ from data_pipelines.augment import AugmentConfig
 from data_pipelines.preprocess import INVALID
 from data_pipelines.signals import CHANNELS, modality_of
 from data_pipelines.store_view import ChannelsOf
+from data_pipelines.windows import samples_in
 
 # of a channel's usual deviation: a flat lead tells no amplitude, and one window must not outweigh a batch
 _LEAST_DEVIATION = 0.25
@@ -65,14 +66,18 @@ class Pairs(ChannelsOf):
         store: opened, or a view of one. given: ids of channels that are inputs where a recording has them.
         asked: the channels that are targets, in the order of `TokenBatch.labels`.
         added: what is added to the given channels; None: they stay as they are.
+        blind: as `blinded` says; samples of targets are zeros then, which say nothing.
     """
 
-    def __init__(self, store, given: Iterable[int], asked: Sequence[Asked], added: AugmentConfig | None = None):
-        given, self.asked, self.added = frozenset(int(c) for c in given), tuple(asked), added
+    def __init__(
+        self, store, given: Iterable[int], asked: Sequence[Asked], added: AugmentConfig | None = None, *, blind=False
+    ):
+        given, self.asked, self.added, self.blind = frozenset(int(c) for c in given), tuple(asked), added, blind
         wanted = frozenset(one.channel for one in self.asked)
         super().__init__(store, given | wanted)
+        anyone = wanted if blind and added is None else None
         both = [
-            (tuple(c for c in channels if c in given), tuple(c for c in channels if c in wanted))
+            (tuple(c for c in channels if c in given), tuple(sorted(anyone or wanted.intersection(channels))))
             for channels in self.index.channel_sets
         ]
         both = [pair if all(pair) else ((), ()) for pair in both]
@@ -80,17 +85,22 @@ class Pairs(ChannelsOf):
         self.given_index = dataclasses.replace(self.index, channel_sets=tuple(given for given, _ in both))
         self.index = dataclasses.replace(self.index, channel_sets=tuple(given + wanted for given, wanted in both))
         told = [self.digest, sorted(given), [dataclasses.astuple(one) for one in self.asked]]
-        told.append(None if added is None else dataclasses.asdict(added))
+        told += [None if added is None else dataclasses.asdict(added), *(["blind"] if blind else [])]
         self.digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def among(self, recordings: np.ndarray) -> "Pairs":
         """The same with these recordings (rows of the index) alone: the others are in no split."""
         split = np.full(len(self.index), -1, np.int8)
         split[recordings] = self.index.split[recordings]
-        view = Pairs(self._store, self._given, self.asked, self.added)
+        view = Pairs(self._store, self._given, self.asked, self.added, blind=self.blind)
         view.index, view.given_index = (dataclasses.replace(i, split=split) for i in (self.index, self.given_index))
         view.digest = hashlib.sha256(self.digest.encode() + np.packbits(split >= 0).tobytes()).hexdigest()
         return view
+
+    def blinded(self) -> "Pairs":
+        """The same without truth: a recording with an input is asked for every target (of what is denoised, for what it
+        holds), and nothing is added."""
+        return Pairs(self._store, self._given, self.asked, self.added, blind=True)
 
     def read_pair(self, recording: int, start: float, seconds: float, rng: np.random.Generator) -> Pair:
         """One window; arguments as of `Store.read_blocks`. rng: of what is added."""
@@ -101,7 +111,10 @@ class Pairs(ChannelsOf):
         reference, asked = np.full(2 * K, np.nan, np.float32), []
         truth = {channel: samples for channels, block in blocks for channel, samples in zip(channels, block)}
         for k, one in enumerate(self.asked):
-            if (samples := truth.get(one.channel)) is None:
+            samples = truth.get(one.channel)
+            if self.blind and (samples is not None or self.added is None):
+                samples = np.zeros(int(samples_in(seconds, modality_of(one.channel).rate)), np.int16)
+            if samples is None:
                 continue
             mean, deviation = _reference(one, known)
             reference[k], reference[K + k] = mean, deviation
@@ -111,7 +124,7 @@ class Pairs(ChannelsOf):
         return Pair(given, asked, reference)
 
     def _noisy(self, samples, channels, rng):
-        if self.added is None:
+        if self.added is None or self.blind:
             return samples
         values = np.where(samples == INVALID, np.nan, samples).astype(np.float32)
         return augment.apply(values, modality_of(channels[0]).rate, self.added, rng)

@@ -230,6 +230,11 @@ def test_predicted_signals_are_files_and_figures_are_those_of_validation(place, 
         assert error.mean() == pytest.approx(table["II/absolute_error"][row.number], rel=1e-3)
         if "recorded/V1" in arrays and np.isnan(arrays["recorded/V1"]).any():
             assert np.isnan(arrays["predicted/V1"][0]).all() and np.isfinite(arrays["predicted/V1"][1]).all()
+    blind = ["--blind", "--split=validation", f"--output={tmp_path / 'blind'}"]
+    assert cli.main([*given, *blind]) == 0 and "correlation" not in capsys.readouterr().out
+    assert pq.read_table(tmp_path / "blind" / "recordings.parquet").num_rows == 4
+    with np.load(tmp_path / "blind" / "recording-000003.npz") as file:  # of one that has no V1
+        assert np.isfinite(file["predicted/V1"]).all() and "recorded/V1" not in file
     hashes = {s.decode() for s in (*store.index.subject, *store.index.study)}
     assert not any(h in p.name for h in hashes for p in (tmp_path / "made").iterdir())
     assert cli.main([*given, f"--output={tmp_path / 'made'}"]) == 2 and "not empty" in capsys.readouterr().err

@@ -23,6 +23,10 @@ def arguments(parser) -> None:
         "--unchecked-subjects", action="store_true",
         help="predict even where nothing tells whether test subjects were trained on (see `csfm data overlap`)",
     )  # fmt: skip
+    parser.add_argument(
+        "--blind", action="store_true",
+        help="of signals: predict from inputs as they were recorded, of recordings that need not hold the targets",
+    )  # fmt: skip
     parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
 
 
@@ -36,6 +40,8 @@ def run(args) -> None:
     if args.output.suffix not in suffixes:
         expected = " or ".join(filter(None, suffixes)) or f"a folder: {model.task.name} predicts signals"
         raise BadInput("--output", f"a name that ends in {args.output.suffix!r}", expected, "choose another")
+    if args.blind and model.task.kind != "signal":
+        raise BadInput("--blind", f"the task {model.task.name}", "one that predicts signals", "leave it out")
     stores = open_stores(args.store, args.verify)
     if args.split == "test":
         leakage.check(stores, model.provenance, args.unchecked_subjects, args.checkpoint)
@@ -45,7 +51,7 @@ def run(args) -> None:
         found = model.predict(stores, args.split)
         write(found, model, stores, args.output)
     print(f"{len(found.values)} recordings, {int(found.windows.sum())} windows")
-    for name, value in _figures(model, found).items():
+    for name, value in ({} if args.blind else _figures(model, found)).items():
         print(f"  {name:<40}{value:.4f}")
     if model.task.kind in calibrated.KINDS:
         remedy = "csfm calibrate --checkpoint=... --store=... fits temperatures and thresholds"
@@ -60,7 +66,7 @@ def _kept(model, stores, args):
     from csfm_jax.evaluation.translated_files import SignalFiles
 
     files = SignalFiles(args.output, model, stores)
-    for one in translated.translate(model, stores, args.split):
+    for one in translated.translate(model, stores, args.split, blind=args.blind):
         files.add(one)
         yield one
     files.finish()

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -60,8 +60,11 @@ def _apply(graphdef, state, batch):
     return found, model.measure(batch, found)
 
 
-def translate(model: "FineTuned", stores: list[Store], split: str) -> Iterator[Translated]:
+def translate(model: "FineTuned", stores: list[Store], split: str, *, blind: bool = False) -> Iterator[Translated]:
     """Predicts the targets of every recording of a split that holds both sides, in order of store and recording.
+
+    Args:
+        blind: of every recording that holds an input, as it was recorded, whatever else it holds; nothing is measured.
 
     Raises:
         BadInput: stores of another preprocessing, or no such recording in the split.
@@ -69,6 +72,7 @@ def translate(model: "FineTuned", stores: list[Store], split: str) -> Iterator[T
     for store in stores:
         check_spec(store.spec, model.spec, str(store.path))
     views, number = read_stores(model.config, stores), ("train", "validation", "test").index(split)
+    views = [view.blinded() for view in views] if blind else views
     window, some = model.config.data.window, False
     fastest = max(modality_of(name).rate for name in model.config.adaptation.labels)
     each = model.task.windows(window.seconds) * window.seconds * fastest * len(model.config.adaptation.labels)
@@ -79,9 +83,10 @@ def translate(model: "FineTuned", stores: list[Store], split: str) -> Iterator[T
         mine = np.flatnonzero(paired & lasts & (view.index.split == number))
         for at in range(0, len(mine), most):
             some = True
-            yield from _some(model, stores, position, mine[at : at + most], split)
+            yield from _some(model, view.among(mine[at : at + most]), position, split)
     if not some:
-        found, expected = f"no {split} recording with both sides of {model.task.name}", "one or more"
+        sides = "an input" if blind else "both sides"
+        found, expected = f"no {split} recording with {sides} of {model.task.name}", "one or more"
         raise BadInput("--store", found, expected, "name another --split or other stores")
 
 
@@ -96,8 +101,7 @@ def predictions(found: Iterator[Translated], outputs: tuple[str, ...]) -> Predic
     return Predictions(np.array(store), np.array(recording), np.array(windows), values, labels)
 
 
-def _some(model, stores, position, recordings, split) -> Iterator[Translated]:
-    view = read_stores(model.config, [stores[position]])[0].among(recordings)
+def _some(model, view, position, split) -> Iterator[Translated]:
     graphdef, state = nnx.split(model.objective)
     tokens, pieces = read_tokens(model.config), {}
     with tempfile.TemporaryDirectory(prefix="csfm-plans-") as plans:
@@ -111,10 +115,11 @@ def _some(model, stores, position, recordings, split) -> Iterator[Translated]:
                 samples = (found.predicted[row, tokens_], found.recorded[row, tokens_])
                 pieces[window] = (_joined(*placed, *samples, tokens, model), values[row, slot])
     table = read.table
-    for recording in recordings:
+    for recording in np.flatnonzero(view.index.split >= 0):
         mine = [w for w in np.flatnonzero(table.recording == recording) if w in pieces]
         if mine:
-            yield _whole(model, tokens, position, int(recording), table, mine, pieces)
+            made = _whole(model, tokens, position, int(recording), table, mine, pieces)
+            yield made if not view.blind else _unmeasured(made)
 
 
 def _joined(channel, time, predicted, recorded, tokens, model) -> dict[str, tuple]:
@@ -145,11 +150,18 @@ def _whole(model, tokens, position, recording, table, mine, pieces) -> Translate
                 into[row, (at[:, None] * patch + np.arange(patch)).ravel()] = values.ravel()
     measured = np.array([pieces[w][1] for w in mine], np.float64).reshape(len(mine), len(labels), len(MEASURED))
     for k, name in enumerate(labels):
-        if name in signals and modality_of(name).name in _PULSES:
+        if name in signals and modality_of(name).name in _PULSES and np.isfinite(signals[name].recorded).any():
             measured[:, k, MEASURED.index("rate_error") :] = _rates(signals[name], name)
     windows = np.isfinite(measured[:, :, 0]).sum(axis=0)
     values = mean_known(measured).reshape(-1)
     return Translated(position, recording, table.start[mine], signals, values, windows)
+
+
+def _unmeasured(one: Translated) -> Translated:
+    unknown = {
+        name: Signal(signal.predicted, np.full_like(signal.recorded, np.nan)) for name, signal in one.signals.items()
+    }
+    return replace(one, signals=unknown, values=np.full_like(one.values, np.nan), windows=np.zeros_like(one.windows))
 
 
 def mean_known(values: np.ndarray) -> np.ndarray:

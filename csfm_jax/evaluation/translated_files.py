@@ -4,7 +4,8 @@ OUTPUT/recordings.parquet       written last, a row a recording: number, store, 
                                 (hashed), windows, and CHANNEL/FIGURE (`task.MEASURED`) of every target
 OUTPUT/recording-000000.npz     of that number: start [windows] float64, seconds; for every target that the recording
                                 has, predicted/CHANNEL and recorded/CHANNEL [windows, samples] float32 in the unit
-                                unit/CHANNEL, at rate/CHANNEL Hz; NaN where the recording has no valid signal
+                                unit/CHANNEL, at rate/CHANNEL Hz; NaN where the recording has no valid signal. Of
+                                predictions without truth, no recorded/CHANNEL
 """
 
 import json
@@ -44,7 +45,9 @@ class SignalFiles:
         arrays = {"start": one.start}
         for name, signal in one.signals.items():
             modality = modality_of(name)
-            arrays |= {f"predicted/{name}": signal.predicted, f"recorded/{name}": signal.recorded}
+            arrays[f"predicted/{name}"] = signal.predicted
+            if np.isfinite(signal.recorded).any():
+                arrays[f"recorded/{name}"] = signal.recorded
             arrays |= {f"rate/{name}": np.float64(modality.rate)}
             arrays |= {f"unit/{name}": np.array(_NO_UNIT if modality.unit == "a.u." else modality.unit)}
         number, index = len(self._rows), self._stores[one.store].index

@@ -30,7 +30,7 @@ from data_pipelines.store_view import ChannelsOf
 from data_pipelines.windows import samples_in
 
 # of a channel's usual deviation: a flat lead tells no amplitude, and one window must not outweigh a batch
-_LEAST_DEVIATION = 0.25
+_LEAST_DEVIATION = 0.1
 
 Blocks = list[tuple[tuple[int, ...], np.ndarray]]
 

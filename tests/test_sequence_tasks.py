@@ -123,14 +123,15 @@ def test_real_beats_and_rhythms(tmp_path, shared_data):
     prepare(source, tmp_path / "store")
     store = Store.open(tmp_path / "store")
     beats = cut(tasks.get("mitdb_beats"), [store])[0]
-    at = {study: i for i, study in enumerate(store.index.study)}
     count = {name: int(values.sum()) for name, values in beats.labels().items()}
     labels = store.labels()
     for name, codes in (("V", "VE"), ("N", "NLRej")):
         all_of = sum(np.nansum(labels[f"beats/{code}"]) for code in codes if f"beats/{code}" in labels)
-        assert all_of - 15 <= count[name] <= all_of  # but those at the ends of a record
-    assert len(at) == 5 and (np.diff(beats.recording) >= 0).all()
-    # about an R peak: the middle of the stretch is where lead II of record 100 is tallest
+        assert all_of - 25 <= count[name] <= all_of  # but those at the ends of the five records
+    # the R peak stands in the middle of its three seconds
+    normal = np.flatnonzero(beats.labels()["N"])[100:140]
+    waves = [np.abs(beats.read_window(int(i), 0.0, 3.0)[0][1].astype(float)) for i in normal]
+    assert abs(int(np.mean(waves, axis=0).argmax()) - 375) <= 15
     rhythms = cut(tasks.get("mitdb_rhythms"), [store])[0]
     assert rhythms.labels()["N"].sum() > 500 and rhythms.labels()["T"].sum() > 0
     found = resolve(config_of("mitdb_beats"), [store])

@@ -237,6 +237,7 @@ def _features_file(cell: Cell, subset: Sensors) -> Path:
     task = cell.task
     read = [task.begin, task.end] if cell.model.kind == TREES else dataclasses.asdict(window(cell))
     decides = [cell.model.identity, sorted(subset.channels), read]
+    decides += [] if task.cut is None else [dataclasses.asdict(task.cut)]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return cell.folder.parents[2] / "features" / cell.model.folder / f"{subset.file}-{digest}.npz"
 

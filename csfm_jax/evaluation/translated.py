@@ -153,7 +153,7 @@ def _whole(model, tokens, position, recording, table, mine, pieces) -> Translate
         if name in signals and modality_of(name).name in _PULSES and np.isfinite(signals[name].recorded).any():
             measured[:, k, MEASURED.index("rate_error") :] = _rates(signals[name], name)
     windows = np.isfinite(measured[:, :, 0]).sum(axis=0)
-    values = mean_known(measured).reshape(-1)
+    values = _mean_known(measured).reshape(-1)
     return Translated(position, recording, table.start[mine], signals, values, windows)
 
 
@@ -164,7 +164,7 @@ def _unmeasured(one: Translated) -> Translated:
     return replace(one, signals=unknown, values=np.full_like(one.values, np.nan), windows=np.zeros_like(one.windows))
 
 
-def mean_known(values: np.ndarray) -> np.ndarray:
+def _mean_known(values: np.ndarray) -> np.ndarray:
     """Means over the first axis of what is not NaN; NaN where nothing is known."""
     known = ~np.isnan(values)
     count = known.sum(axis=0)

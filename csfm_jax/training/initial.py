@@ -1,6 +1,6 @@
 """Weights to begin from: the encoder of an earlier run, or published CSFM weights.
 
-The decoder starts anew, but where a task predicts signals: then it is the one of the earlier run, too.
+The decoder starts anew; where a task predicts signals, it is the earlier run's, too.
 """
 
 import dataclasses

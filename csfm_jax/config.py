@@ -26,7 +26,8 @@ class ObjectiveConfig:
     """What is predicted, and how much each kind of token counts.
 
     Attributes:
-        name: "reconstruction" (masked patches and masked text tokens), or "supervised" (a task: `adaptation`).
+        name: "reconstruction" (masked patches and masked text tokens), or of a task (`adaptation`):
+            "supervised", or "translation" where signals are predicted.
         normalise_target: z-score every target patch (He et al. 2022).
         weights: modality (or "text") -> weight of its mean loss; 1 for those not named.
     """

@@ -24,6 +24,7 @@ class AugmentConfig:
         scale: every channel times one factor between 1 / (1 + scale) and 1 + scale.
         noise: white noise with a deviation up to this.
         powerline: amplitude, up to this, of a sine at 50 or 60 Hz.
+        wander: amplitude, up to this, of a slow movement of the baseline (three sines of 0.05 to 0.5 Hz).
         drop: chance of each channel to be taken away; of those that share a rate, one that holds samples always stays.
         cutout_seconds: a stretch up to this long is taken away from all channels.
         probability: of each step but the crop, on each window.
@@ -36,13 +37,14 @@ class AugmentConfig:
     powerline: float = 0.0
     drop: float = 0.0
     cutout_seconds: float = 0.0
+    wander: float = 0.0
     probability: float = 0.5
 
     @property
     def changes(self) -> bool:
         """Whether any window can come out other than it went in."""
         others = (self.shift_seconds, self.scale, self.noise, self.powerline, self.drop, self.cutout_seconds)
-        return self.crop_seconds > 0 or (self.probability > 0 and max(others) > 0)
+        return self.crop_seconds > 0 or (self.probability > 0 and max(*others, self.wander) > 0)
 
     def check(self, where: str = "augment") -> None:
         """Raises BadInput, with `where` as the name of this part of a config, for an amount that cannot be."""
@@ -60,7 +62,7 @@ def apply(
     rng: np.random.Generator,
     own: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Augments one window: crop, shift, scale, noise, powerline, channel dropout, cutout, in this order.
+    """Augments one window: crop, shift, scale, noise, powerline, wander, channel dropout, cutout, in this order.
 
     The crop comes first, so that a shift moves what is kept; what takes away comes last, so that nothing is added to
     what is absent. When and how far things move is drawn before anything that depends on channels or rate: sensors of
@@ -87,6 +89,9 @@ def apply(
     if config.powerline and wanted[3]:
         amplitude, phase = own.uniform(0, config.powerline), own.uniform(0, 2 * np.pi)
         out = powerline(out, rate, float(own.choice(MAINS)), amplitude, phase)
+    # drawn only where it is asked for: what a seed gives without it stays what it was
+    if config.wander and own.random() < config.probability:
+        out = wander(out, rate, own.uniform(0, config.wander), own)
     if config.drop and wanted[4]:
         out = drop_channels(out, _dropped(~np.isnan(out).all(axis=1), config.drop, own))
     if config.cutout_seconds and wanted[5]:
@@ -129,6 +134,14 @@ def powerline(samples: np.ndarray, rate: float, hertz: float, amplitude: float, 
         return samples.copy()
     wave = np.sin(2 * np.pi * hertz * np.arange(samples.shape[1]) / rate + phase).astype(samples.dtype)
     return samples + (amplitude * _deviations(samples)).astype(samples.dtype) * wave
+
+
+def wander(samples: np.ndarray, rate: float, amplitude: float, rng: np.random.Generator) -> np.ndarray:
+    """Adds a baseline that moves slowly, each channel's own: three sines between 0.05 and 0.5 Hz."""
+    time = np.arange(samples.shape[1]) / rate
+    hertz, phase = rng.uniform(0.05, 0.5, 3), rng.uniform(0, 2 * np.pi, (len(samples), 3, 1))
+    waves = np.sin(2 * np.pi * hertz[:, None] * time + phase).sum(axis=1) / 3
+    return samples + (amplitude * _deviations(samples)).astype(samples.dtype) * waves.astype(samples.dtype)
 
 
 def drop_channels(samples: np.ndarray, dropped: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from data_pipelines import masking, packing, text, windows
 from data_pipelines.batch import TokenBatch
 from data_pipelines.config import DataConfig, TokenConfig
 from data_pipelines.errors import BadInput
+from data_pipelines.pairs import Pairs
 from data_pipelines.plans import Plans
 from data_pipelines.rows import Change, RowRandom, RowWriter, WindowChanges, empty_batch, signal_tokens
 from data_pipelines.text import Reports
@@ -34,7 +35,8 @@ class Rows:
         plans_dir: folder of the plans.
         hide: False makes every token visible and none a target.
         strategy: one mask strategy for every window; None draws by weight.
-        label_names: columns of `TokenBatch.labels`.
+        label_names: columns of `TokenBatch.labels`; of `Pairs`, the channels that are asked for, whose means and
+            deviations are there then. Pairs say themselves what is hidden.
         training: windows are augmented as `data` says, and recordings that have none of the labels are left out.
     """
 
@@ -51,29 +53,39 @@ class Rows:
         self.stores, self.tokens, self.data, self.strategy = list(stores), tokens, data, strategy
         self.tokenizer = text.choose_tokenizer(self.stores, tokens, data.tokenizer)
         self.reports = Reports(self.stores, tokens, self.tokenizer)
-        self._mask = data.mask if hide else None
+        paired = any(isinstance(store, Pairs) for store in self.stores)
+        self._mask = data.mask if hide and not paired else None
         self._augment = data.augment if training and data.augment.changes else None
-        self._labels = [_label_table(store, label_names) for store in self.stores]
+        self._labels = [] if paired else [_label_table(store, label_names) for store in self.stores]
         taken = [~np.isnan(table).all(axis=1) for table in self._labels] if training and label_names else None
-        self.plans = Plans(plans_dir, self.stores, tokens, data, split, self.reports, hide, taken)
-        self._label_count = len(label_names)
+        taken = None if paired else taken
+        self.plans = Plans(plans_dir, self.stores, tokens, data, split, self.reports, hide or paired, taken)
+        self._label_count = len(label_names) * (1 + paired)
 
     def batch(self, epoch: int, rows: Sequence[int]) -> TokenBatch:
         """Rows of an epoch; a number beyond the last row gives an empty row, which weighs nothing."""
         plan = self.plans.get(epoch)
         batch = empty_batch(len(rows), self.plans.capacities, self.tokens, self._label_count)
-        random, changes = RowRandom(), self._augment and WindowChanges(self._augment)
+        random, added = RowRandom(), RowRandom()
+        changes = self._augment and WindowChanges(self._augment)
         for position, row in enumerate(rows):
             rng = random.at(self.data.seed, epoch, row)
             writer = RowWriter(batch, position, self.tokens, self._mask, rng, self.strategy)
             for window in plan.row(row):
                 change = changes and changes.of(self.data.seed, epoch, row, int(window))
-                self._add(writer, plan, int(window), change)
+                self._add(writer, plan, int(window), change, epoch, added)
         return batch
 
-    def _add(self, writer: RowWriter, plan, window: int, change: Change | None) -> None:
+    def _add(self, writer: RowWriter, plan, window: int, change: Change | None, epoch: int, added: RowRandom) -> None:
         store, recording = int(plan.store[window]), int(plan.recording[window])
         start, seconds = float(plan.start[window]), float(plan.seconds[window])
+        if isinstance(self.stores[store], Pairs):
+            # of the window, not of its place in a row: what is added to a recording does not depend on the others
+            rng = added.at(self.data.seed, epoch, recording, round(start * 1000))
+            pair = self.stores[store].read_pair(recording, start, seconds, rng)
+            nothing = np.zeros(0, np.int32)
+            writer.add(pair.given, nothing, window, pair.reference, seconds, change, pair.asked)
+            return
         blocks = self.stores[store].read_blocks(recording, start, seconds)
         labels = self._labels[store][recording] if self._label_count else None
         writer.add(blocks, self.reports.ids(store, recording), window, labels, seconds, change)

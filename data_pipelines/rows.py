@@ -20,6 +20,7 @@ from data_pipelines.windows import longest_patch, used_channels
 _NAMES = tuple(MODALITIES)
 
 Change = Callable[[np.ndarray, float], np.ndarray]
+Blocks = Sequence[tuple[tuple[int, ...], np.ndarray]]
 
 
 def empty_batch(rows: int, capacities: tuple[int, int, int], tokens: TokenConfig, labels: int = 0) -> TokenBatch:
@@ -104,14 +105,15 @@ class RowWriter:
 
     def add(
         self,
-        blocks: Sequence[tuple[tuple[int, ...], np.ndarray]],
+        blocks: Blocks,
         text: np.ndarray,
         window: int,
         labels: np.ndarray | None = None,
         seconds: float | None = None,
         change: Change | None = None,
+        asked: Blocks | None = None,
     ) -> None:
-        """Writes one window; one with no valid signal token leaves its slot as padding.
+        """Writes one window; one with no valid signal token, or none on one side of a pair, leaves its slot as padding.
 
         Args:
             blocks: (channel ids, samples [C, n]) of channels that share a rate: int16 with INVALID, or float with
@@ -121,16 +123,16 @@ class RowWriter:
             labels: float [K]. seconds: the planned length, which bounds every channel's tokens; None: no bound.
             change: what happens to normalised samples of channels that share a rate before they are cut: (float [C, n]
                 with NaN, Hz) -> [C, m]; None: nothing.
+            asked: of a pair, the channels that are predicted from the others, which are all visible then: as `blocks`,
+                but float with NaN and taken as it is, without a z-score.
         """
         row, begin, slot = self._row, self._next, self._slot
         self._slot += 1
-        end = begin + 1
-        for channels, patches, time in signal_tokens(blocks, self._tokens, seconds, change):
-            stop = end + len(channels)
-            row.patches[end:stop, : patches.shape[1]] = patches
-            row.channel[end:stop], row.time[end:stop] = channels, time
-            end = stop
-        if end == begin + 1:
+        given = end = self._place(begin + 1, signal_tokens(blocks, self._tokens, seconds, change))
+        if asked is not None and given > begin + 1:
+            end = self._place(given, signal_tokens(asked, self._tokens, seconds, normal=_as_it_is))
+        if given == begin + 1 or (asked is not None and end == given):
+            row.channel[begin:end], row.time[begin:end], row.patches[begin:end] = 0, 0, 0
             return
         stop = end + len(text)
         if stop > end:
@@ -141,8 +143,22 @@ class RowWriter:
         row.window[slot] = window
         if labels is not None:
             row.labels[slot] = labels
-        self._hide(begin, end, stop)
+        if asked is None:
+            self._hide(begin, end, stop)
+        else:
+            row.target[given:end] = True
+            self._show(begin, np.arange(begin + 1, given))
         self._next = stop
+
+    def _place(self, end: int, made) -> int:
+        """Writes tokens from `end` on; returns where they end."""
+        row = self._row
+        for channels, patches, time in made:
+            stop = end + len(channels)
+            row.patches[end:stop, : patches.shape[1]] = patches
+            row.channel[end:stop], row.time[end:stop] = channels, time
+            end = stop
+        return end
 
     def _hide(self, begin: int, text: int, stop: int) -> None:
         """Writes `visible` and `target` of the window at [begin, stop), whose text begins at `text`."""
@@ -155,27 +171,40 @@ class RowWriter:
             )
             row.target[first:stop] = masked.target
             positions = masked.visible.nonzero()[0] + first
-        at = self._visible
+        self._show(begin, positions)
+
+    def _show(self, begin: int, positions: np.ndarray) -> None:
+        row, at = self._row, self._visible
         self._visible += 1 + len(positions)
         row.visible[at] = begin  # CLS is always seen
         row.visible[at + 1 : self._visible] = positions
 
 
-def signal_tokens(blocks, tokens: TokenConfig, seconds: float | None = None, change: Change | None = None):
+def _as_it_is(samples: np.ndarray, whole: bool) -> np.ndarray:
+    return samples if whole else np.where(samples == preprocess.INVALID, np.float32(np.nan), samples)
+
+
+def signal_tokens(
+    blocks: Blocks,
+    tokens: TokenConfig,
+    seconds: float | None = None,
+    change: Change | None = None,
+    normal: Callable[[np.ndarray, bool], np.ndarray] = preprocess.normalise,
+):
     """Cuts a window's channels into tokens, channel by channel in the given order; or into `frames`.
 
-    Args: see `RowWriter.add`.
+    Args: see `RowWriter.add`. normal: makes floats with NaN of samples with INVALID, told whether there is none.
 
     Yields:
         For each run of channels of one rate and patch: channel ids int32 [n], patches float32 [n, patch], times
         float32 [n] of the tokens that are there. A token with an invalid sample is not; nor is a channel that the
         config leaves out. With `tokens.layout` "frame": the same of each modality's frames.
     """
-    made = _channel_tokens(blocks, tokens, seconds, change)
+    made = _channel_tokens(blocks, tokens, seconds, change, normal)
     return frames.join(made, tokens) if tokens.layout == "frame" else made
 
 
-def _channel_tokens(blocks, tokens, seconds, change):
+def _channel_tokens(blocks, tokens, seconds, change, normal):
     patch_of = tuple(tokens.patch[name] for name in tokens.modalities)
     for channels, samples in blocks:
         for rate, patch, rows, ids in _runs(tuple(channels), tokens.modalities, patch_of, tokens.channels):
@@ -186,7 +215,7 @@ def _channel_tokens(blocks, tokens, seconds, change):
                 continue
             x = _with_sentinel(samples[rows])
             whole = bool(np.minimum.reduce(x, axis=None) > preprocess.INVALID)
-            x = preprocess.normalise(x, whole)
+            x = normal(x, whole)
             if change is not None:
                 x = change(x, rate)
                 k = min(k, x.shape[1] // patch)

@@ -52,6 +52,10 @@ class ChannelsOf:
         """As `Store.labels`."""
         return self._store.labels()
 
+    def events(self) -> dict[str, np.ndarray]:
+        """As `Store.events`."""
+        return self._store.events()
+
     def reports(self) -> list[str | None]:
         """As `Store.reports`."""
         return self._store.reports()

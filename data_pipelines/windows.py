@@ -200,6 +200,12 @@ def epoch_windows(
         )
     store, recording, start, seconds, signal, text = columns
     visible = masking.signal_budget(signal, data.mask) + masking.text_budget(text, data.mask) + np.int32(1)
+    for position, one in enumerate(stores):
+        if hasattr(one, "given_index"):  # `pairs.Pairs`: what is given is seen, and nothing else
+            here = np.flatnonzero(store == position)
+            lengths = np.zeros(len(one.index), np.float32)
+            lengths[recording[here]] = seconds[here]
+            visible[here] = signal_tokens(one.given_index, lengths, tokens)[recording[here]] + 1
     group = np.arange(len(store), dtype=np.int32)
     return EpochWindows(store, recording, start, seconds, signal, text, visible, group, skipped)
 

@@ -53,6 +53,16 @@ def test_noise_is_as_strong_as_said_and_spares_what_is_absent():
     assert abs(np.corrcoef(added[0, 200:], added[1, 200:])[0, 1]) < 0.03
 
 
+def test_wander_is_slow_and_each_channels_own():
+    x = np.random.default_rng(0).normal(0, 2, (2, 25_000)).astype(np.float32)
+    added = augment.wander(x, 250, 0.5, np.random.default_rng(1)) - x
+    power = np.abs(np.fft.rfft(added, axis=1)) ** 2
+    assert power[:, np.fft.rfftfreq(25_000, 1 / 250) > 0.55].sum() < 0.02 * power.sum() and power.sum() > 0
+    assert 0.3 < np.abs(added).max() <= 1.01 and abs(np.corrcoef(added)[0, 1]) < 0.99
+    config = AugmentConfig(wander=0.5, probability=1.0)
+    assert config.changes and not np.array_equal(augment.apply(x, 250, config, np.random.default_rng(2)), x)
+
+
 def test_powerline_is_a_sine_at_the_mains():
     x = np.random.default_rng(0).normal(0, 2, (2, 1000))
     added = augment.powerline(x, 250, 50.0, 0.3, 0.4) - x

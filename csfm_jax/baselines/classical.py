@@ -85,6 +85,29 @@ def measure(sensors: Mapping[str, Sensor]) -> Measured:
     return Measured(np.array([found.get(name, np.nan) for name in FEATURES], np.float64), tuple(failed))
 
 
+def heart_rate(sensor: Sensor, modality: str) -> float:
+    """Beats per minute of an ECG or a pulse wave, by the median interval; NaN where fewer than three beats are found.
+
+    Args:
+        modality: "ecg", "ppg" or "abp".
+    """
+
+    def found() -> float:
+        if modality == "ecg":
+            peaks = _beats(sensor)
+        else:
+            pulses = _neurokit().ppg_findpeaks(sensor.bridged(), sampling_rate=sensor.rate)["PPG_Peaks"]
+            peaks = np.asarray(pulses, np.int64)
+            peaks = peaks[sensor.there[peaks]]
+        length, _ = _intervals(sensor, peaks)
+        return 60000 / float(np.median(length)) if len(length) >= _FEWEST_BEATS - 1 else np.nan
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        rate = _attempt(modality, [], found)
+    return np.nan if rate is None else rate
+
+
 def _attempt(group: str, failed: list[str], work: Callable):
     """An algorithm written for clean signals may raise anything on others; what it found is then nothing."""
     try:

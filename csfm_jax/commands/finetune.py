@@ -74,7 +74,7 @@ def run(args) -> int:
         seen, everyone = leakage.seen_validation(stores, about.provenance)
         if seen and jax.process_index() == 0:
             print(f"{seen} of the {everyone} validation subjects were pretrained on: their figures flatter", flush=True)
-    config = resolved.adapted(with_rows(config, stores))
+    config = with_rows(resolved.adapted(config), stores)
     if jax.process_index() == 0:
         _print_task(config, resolved)
     last = train(
@@ -105,7 +105,7 @@ def recipe(base: Config, task: tasks.Task, stores: str, overrides: list[str], sc
         begin=task.begin,
         end=task.end,
     )
-    if scratch and base.objective.name == "supervised":  # a baseline's config: it says all but the task
+    if scratch and base.objective.name == task.objective:  # a baseline's config: it says all but the task
         window = dataclasses.replace(base.data.window, begin=task.begin, end=task.end)
         config = dataclasses.replace(
             base,
@@ -115,8 +115,10 @@ def recipe(base: Config, task: tasks.Task, stores: str, overrides: list[str], sc
         return configs.override(config, overrides)
     config = dataclasses.replace(
         base,
-        data=DataConfig(stores=stores, window=window, rows=16, row_tokens=0, row_windows=base.data.row_windows),
-        objective=ObjectiveConfig(name="supervised"),
+        data=DataConfig(
+            stores=stores, window=window, rows=16, row_tokens=0, row_visible=0, row_windows=base.data.row_windows
+        ),
+        objective=ObjectiveConfig(name=task.objective),
         optimizer=OptimizerConfig(warmup_steps=0, learning_rate=0.0),
         training=TrainingConfig(steps=1000, log_every=10, eval_every=100, save_every=100),
         mesh=MeshConfig(),
@@ -133,20 +135,30 @@ def recipe(base: Config, task: tasks.Task, stores: str, overrides: list[str], sc
 
 def with_rows(config: Config, stores) -> Config:
     """Rows as long as the longest window asks for, to the next multiple of 128 (as kernels like it), unless
-    `data.row_tokens` is given; every token is visible."""
-    from csfm_jax.tasks.resolve import read_tokens
+    `data.row_tokens` is given; every token is visible. Where signals are predicted, only the inputs are: then as many
+    as these take of such a row on average, unless `data.row_visible` is given."""
+    from csfm_jax.tasks.resolve import read_stores, read_tokens
     from data_pipelines import windows
 
-    data = config.data
-    if not data.row_tokens:
+    data, signal = config.data, config.objective.name == "translation"
+    if not data.row_tokens or signal:
         any_length = dataclasses.replace(data, row_tokens=2)
-        longest = windows.epoch_windows(stores, read_tokens(config), any_length, "train", 0).tokens.max()
-        data = dataclasses.replace(data, row_tokens=-(-int(longest) // 128) * 128)
+        table = windows.epoch_windows(read_stores(config, stores), read_tokens(config), any_length, "train", 0)
+        row = data.row_tokens or -(-int(table.tokens.max()) // 128) * 128
+        data = dataclasses.replace(data, row_tokens=row)
+        if signal and not data.row_visible:
+            share = table.visible.sum(dtype=float) / table.tokens.sum(dtype=float)
+            visible = max(int(table.visible.max()), int(share * row))
+            data = dataclasses.replace(data, row_visible=min(row, -(-visible // 128) * 128))
+    if signal:
+        return dataclasses.replace(config, data=data)
     return dataclasses.replace(config, data=dataclasses.replace(data, row_visible=data.row_tokens))
 
 
 def _print_task(config: Config, resolved) -> None:
     counts = ", ".join(f"{count:,} {split}" for split, count in resolved.recordings.items())
-    print(f"task: {config.adaptation.task}, {len(resolved.labels)} labels; labelled recordings: {counts}", flush=True)
+    named = "targets" if config.objective.name == "translation" else "labels"
+    told = f"task: {config.adaptation.task}, {len(resolved.labels)} {named}"
+    print(f"{told}; labelled recordings: {counts}", flush=True)
     for name, why in resolved.left_out.items():
         print(f"  {name} is left out: {why}", flush=True)

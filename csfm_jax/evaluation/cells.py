@@ -178,7 +178,7 @@ def _taught(cell: Cell) -> Path | str:
         return cell.model.source
     config, workdir = cell.config, cell.folder / "fine_tuning"
     resolved = resolve(config, cell.settings.stores)
-    config = resolved.adapted(finetune.with_rows(config, cell.settings.stores))
+    config = finetune.with_rows(resolved.adapted(config), cell.settings.stores)
     from csfm_jax.training.loop import train
 
     init, command = cell.model.init, shlex.join(["csfm", *sys.argv[1:]])
@@ -237,6 +237,7 @@ def _features_file(cell: Cell, subset: Sensors) -> Path:
     task = cell.task
     read = [task.begin, task.end] if cell.model.kind == TREES else dataclasses.asdict(window(cell))
     decides = [cell.model.identity, sorted(subset.channels), read]
+    decides += [] if task.cut is None else [dataclasses.asdict(task.cut)]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return cell.folder.parents[2] / "features" / cell.model.folder / f"{subset.file}-{digest}.npz"
 

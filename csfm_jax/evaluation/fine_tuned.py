@@ -13,12 +13,13 @@ from flax import nnx
 from csfm_jax import encoding, tasks
 from csfm_jax.config import Config
 from csfm_jax.embedding import given_channels
-from csfm_jax.evaluation import calibrated, prediction_files
+from csfm_jax.evaluation import calibrated, prediction_files, translated
 from csfm_jax.evaluation.calibrated import Calibrated
 from csfm_jax.evaluation.predictions import Predictions, Split
 from csfm_jax.models import lora
 from csfm_jax.objectives.supervised import Supervised
-from csfm_jax.tasks.resolve import read_tokens
+from csfm_jax.objectives.translation import Translation
+from csfm_jax.tasks.resolve import cut, read_tokens
 from data_pipelines import preprocess
 from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
@@ -43,7 +44,7 @@ class FineTuned(NamedTuple):
     """
 
     config: Config
-    objective: Supervised
+    objective: Supervised | Translation
     spec: preprocess.Spec
     provenance: dict[str, Any]
     calibrated: Calibrated | None = None
@@ -59,7 +60,7 @@ class FineTuned(NamedTuple):
             BadInput: none is there, it was not taught a task, or its calibration is that of other weights.
         """
         objective, encoder = encoding.load_objective(path)
-        if not isinstance(objective, Supervised):
+        if not isinstance(objective, Supervised | Translation):
             found, remedy = "a checkpoint that was taught no task", "fine-tune it first with csfm finetune"
             raise BadInput(str(path), found, "one of csfm finetune", remedy)
         told = calibrated.read(encoder.provenance["path"]) if calibration else None
@@ -75,11 +76,13 @@ class FineTuned(NamedTuple):
         return self.objective.outputs
 
     def predict(self, stores: list[Store], split: str) -> Predictions:
-        """Predictions for every recording of a split, the crops of each averaged.
+        """Predictions for every recording of a split, the crops of each averaged; of signals, `translated.predictions`.
 
         Raises:
             BadInput: stores of another preprocessing, or no window in the split.
         """
+        if self.task.kind == "signal":
+            return translated.predictions(translated.translate(self, stores, split), self.outputs)
         for store in stores:
             check_spec(store.spec, self.spec, str(store.path))
         graphdef, state = nnx.split(self.objective)
@@ -171,7 +174,7 @@ def write(found: Predictions, model: FineTuned, stores: list[Store], target: Pat
         known = [i for i in range(len(model.outputs)) if not np.isnan(called[:, i]).any()]
         more |= {f"decision/{model.outputs[i]}": called[:, i] > 0.5 for i in known}
         found = found._replace(values=values.astype(np.float32))
-    prediction_files.write(found, model.outputs, labels, told, stores, target, more)
+    prediction_files.write(found, model.outputs, labels, told, cut(model.task, stores), target, more)
 
 
 def _plain(model: FineTuned) -> dict:

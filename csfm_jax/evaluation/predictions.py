@@ -9,7 +9,8 @@ import numpy as np
 
 from csfm_jax import tasks
 from csfm_jax.evaluation import task_figures
-from csfm_jax.tasks.resolve import read_tokens
+from csfm_jax.tasks.resolve import read_stores, read_tokens
+from csfm_jax.tasks.task import MEASURED
 from data_pipelines import loader, windows
 from data_pipelines.batch import TokenBatch
 from data_pipelines.store import Store
@@ -24,7 +25,8 @@ class Predictions(NamedTuple):
     Attributes:
         store, recording: int [n], position in the list of stores and row of that store's index.
         windows: int [n], crops that were averaged.
-        values: float32 [n, outputs], as `Supervised.predict` gives them. labels: float32 [n, K], NaN = not labelled.
+        values: float32 [n, outputs], as the objective's `predict` gives them. labels: float32 [n, K], NaN = not
+            labelled; of a signal task, windows in which each of the K channels was compared.
     """
 
     store: np.ndarray
@@ -40,20 +42,26 @@ class Split:
     Args:
         config: of a fine-tuned model. stores: opened. split: its name. plans_dir: a folder for the plan.
         number, parts: which part of every batch's rows this process reads.
+
+    Attributes:
+        table: the window table, whose rows `TokenBatch.window` names.
     """
 
     def __init__(self, config: "Config", stores: list[Store], split: str, plans_dir: Path, number=0, parts=1):
         task, window = tasks.get(config.adaptation.task), config.data.window
         most = task.windows(window.seconds)
         window = dataclasses.replace(window, random_start=False, most_per_recording=most)
-        self._tokens, self._stores, self._split = read_tokens(config), stores, split
+        self._tokens, self._stores, self._split = read_tokens(config), read_stores(config, stores), split
         self._data = dataclasses.replace(config.data, weights={}, window=window)
         self._share, self._plans_dir, self._labels = (number, parts), plans_dir, config.adaptation.labels
-        self._table = windows.epoch_windows(stores, self._tokens, self._data, split, 0)
+        self.table = windows.epoch_windows(self._stores, self._tokens, self._data, split, 0)
         # other stores than those of the training may have more leads, hence longer windows
-        longest = -(-int(self._table.tokens.max()) // 128) * 128
+        longest = -(-int(self.table.tokens.max()) // 128) * 128
         if longest > self._data.row_tokens:
             self._data = dataclasses.replace(self._data, row_tokens=longest, row_visible=longest)
+        self._measured = task.kind == "signal"
+        if self._measured and (seen := int(self.table.visible.max())) > self._data.row_visible:
+            self._data = dataclasses.replace(self._data, row_visible=-(-seen // 128) * 128)
 
     def batches(self) -> Iterator[TokenBatch]:
         """This process's part of every batch."""
@@ -77,11 +85,23 @@ class Split:
         """
         there = [window >= 0 for _, _, window in found]
         values, labels, rows = (np.concatenate([f[i][t] for f, t in zip(found, there)]) for i in range(3))
-        place = np.stack([self._table.store[rows], self._table.recording[rows]])
+        place = np.stack([self.table.store[rows], self.table.recording[rows]])
         (store, recording), first, member = np.unique(place, axis=1, return_index=True, return_inverse=True)
-        total, count = np.zeros((len(store), values.shape[1])), np.bincount(member, minlength=len(store))
+        count = np.bincount(member, minlength=len(store))
+        if self._measured:  # a window that lacks a channel says nothing of it
+            return _measured(store, recording, count, member, values)
+        total = np.zeros((len(store), values.shape[1]))
         np.add.at(total, member, values)
         return Predictions(store, recording, count, (total / count[:, None]).astype(np.float32), labels[first])
+
+
+def _measured(store, recording, count, member, values) -> Predictions:
+    known = ~np.isnan(values)
+    total, of = np.zeros((len(store), values.shape[1])), np.zeros((len(store), values.shape[1]))
+    np.add.at(total, member, np.where(known, values, 0.0))
+    np.add.at(of, member, known)
+    of[of == 0] = np.nan
+    return Predictions(store, recording, count, (total / of).astype(np.float32), of[:, :: len(MEASURED)])
 
 
 def figures(task: tasks.Task, outputs: tuple[str, ...], predictions: Predictions) -> dict[str, float]:

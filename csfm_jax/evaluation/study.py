@@ -1,5 +1,6 @@
 """A study: models x tasks x subsets of sensors. All that can be refused is refused before anything is trained."""
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from csfm_jax.evaluation.cells import Cell, Settings
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study_models import FINE_TUNED, Model
 from csfm_jax.tasks.config import AdaptationConfig
-from csfm_jax.tasks.resolve import Resolved, resolve
+from csfm_jax.tasks.resolve import Resolved, cut, resolve
 from csfm_jax.tasks.task import Task
 from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
@@ -83,7 +84,9 @@ def plan(
     setups = [_setup(task, settings, sensor_words) for task in found]
     _check_sensors(sensor_words, setups)
     made = [
-        Cell(settings, s.task, model, s.resolved, s.subsets, folder / "cells" / s.task.name / model.folder)
+        Cell(
+            _cut(settings, s.task), s.task, model, s.resolved, s.subsets, folder / "cells" / s.task.name / model.folder
+        )
         for s in setups
         for model in models
         if model.kind != "given" or model.config.adaptation.task == s.task.name
@@ -100,6 +103,11 @@ def plan(
     return Study(settings, setups, models, made, pair, folder)
 
 
+def _cut(settings: Settings, task: Task) -> Settings:
+    """The settings with the stores as the task's stretches."""
+    return settings if task.cut is None else dataclasses.replace(settings, stores=cut(task, settings.stores))
+
+
 def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:
     reads_all = Config(tokens=TokenConfig(modalities=task.sensors), adaptation=AdaptationConfig(task=task.name))
     resolved = resolve(reads_all, settings.stores)
@@ -108,6 +116,9 @@ def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:
             found, expected = f"no {split} recording with its labels", "train, validation and test subjects"
             raise BadInput(f"task {task.name}", found, expected, "use stores whose splits hold all three")
     subsets = sensors.parse(sensor_words, task)
+    if task.kind == "signal" and len(subsets) > 1:
+        expected = f"all: what {task.name} reads is part of the task"
+        raise BadInput(f"--sensors={subsets[1].word}", "a subset", expected, "leave it out, or study the task alone")
     there = [s for s in subsets if s.word == ALL or sensors.present(settings.stores, s)]
     return TaskSetup(task, resolved, there, [s.word for s in subsets if s not in there])
 

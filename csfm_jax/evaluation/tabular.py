@@ -96,7 +96,7 @@ def linear(task: Task) -> Fit:
     """The probe of a task's kind: logistic or ridge regression.
 
     Raises:
-        BadInput: a survival task.
+        BadInput: a survival task, or one of signals.
     """
     _check_kind(task)
 
@@ -131,6 +131,9 @@ def _class_of(labels: np.ndarray) -> np.ndarray:
 
 
 def _check_kind(task: Task) -> None:
+    if task.kind == "signal":
+        expected = "classes or values: a linear probe and trees predict no signals"
+        raise BadInput(f"task {task.name}", "a task of signals", expected, "use finetuned, lora or scratch")
     if task.kind == "survival":
         expected = "classes or values: a linear probe and trees know no survival times"
         raise BadInput(f"task {task.name}", "a survival task", expected, "use finetuned, attention, lora or scratch")

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import scipy  # its parts load at their first use
 
-from csfm_jax.evaluation import bootstrap, calibration, decisions, metrics, survival
+from csfm_jax.evaluation import bootstrap, calibration, decisions, metrics, signal_figures, survival
 from csfm_jax.evaluation.bootstrap import Replicates
 from csfm_jax.tasks.task import Task
 
@@ -17,8 +17,9 @@ from csfm_jax.tasks.task import Task
 Reader = Callable[[np.ndarray | None], dict[str, np.ndarray]]
 
 LOWER_IS_BETTER = ("mean_absolute_error", "z_error", "brier", "calibration_error", "brier_scaled",
-                   "calibration_error_scaled")  # fmt: skip
-MAIN = {"multilabel": "macro_auroc", "multiclass": "macro_auroc", "regression": "z_error", "survival": "concordance"}
+                   "calibration_error_scaled", "root_mean_square_error", "heart_rate_error")  # fmt: skip
+MAIN = {"multilabel": "macro_auroc", "multiclass": "macro_auroc", "regression": "z_error", "survival": "concordance",
+        "signal": "correlation"}  # fmt: skip
 _CERTAIN = 1e-7  # predictions are kept as float32: beyond, a probability is 0 or 1
 
 
@@ -43,7 +44,9 @@ def judged_by(task: Task, outputs: Sequence[str], values: np.ndarray, labels: np
         return Figures([_survival(values, labels)])
     if task.kind == "regression":
         return Figures([_regression(outputs, values, labels)])
-    exclusive = [_agreement(values, labels, ("accuracy",))] if task.kind == "multiclass" else []
+    if task.kind == "signal":
+        return Figures([signal_figures.reader(outputs, values, task.metrics)])
+    exclusive = [_agreement(values, labels, ("accuracy", "kappa", "macro_f1"))] if task.kind == "multiclass" else []
     values, labels = _whole(task, values, labels)
     return Figures([*exclusive, _ranked("auroc", metrics.auroc, outputs, values, labels)])
 
@@ -66,6 +69,8 @@ def all_of(
         return Figures([_survival(values, labels)])
     if task.kind == "regression":
         return Figures([_regression(outputs, values, labels), _z_error(values, labels, np.asarray(scale))])
+    if task.kind == "signal":
+        return Figures([signal_figures.reader(outputs, values, signal_figures.EVERY)])
     readers = [
         _ranked("auroc", metrics.auroc, outputs, values, labels),
         _ranked("average_precision", metrics.average_precision, outputs, values, labels),

@@ -58,6 +58,10 @@ def export_checkpoint(path: Place, output: Place) -> Place:
     loaded = encoding.load(path)
     if "step" not in loaded.provenance:  # published weights tell nothing of their training
         return export(loaded, output)
+    if loaded.config.objective.name == "translation":
+        found = f"a checkpoint of {loaded.config.adaptation.task}, which predicts signals"
+        remedy = "use csfm predict for its signals; export the checkpoint that it began from for embeddings"
+        raise BadInput(str(path), found, "an encoder, or one with a head", remedy)
     run = checkpoint.read_run(loaded.provenance["path"])  # verified a moment ago
     model = FineTuned.load(path).merged() if loaded.config.adaptation.task else None
     return export(loaded, output, run, model)

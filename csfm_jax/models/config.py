@@ -67,7 +67,7 @@ _CHOICES = {
     "config.encoder.remat": ("none", "dots", "full"),
     "config.encoder.compute": ("float32", "bfloat16"),
     "config.encoder.attention": ("auto", "reference", "dense", "blocks", "splash"),
-    "config.objective.name": ("reconstruction", "supervised"),
+    "config.objective.name": ("reconstruction", "supervised", "translation"),
 }
 
 

@@ -1,4 +1,7 @@
-"""The decoder: the encoder's tokens back in their places among mask tokens -> patches and words. Pretraining only."""
+"""The decoder: the encoder's tokens back in their places among mask tokens -> patches and words.
+
+For pretraining, and for tasks that predict signals.
+"""
 
 from typing import NamedTuple
 
@@ -65,12 +68,7 @@ class Decoder(nnx.Module):
 
     def __call__(self, encoded: Encoded, batch: TokenBatch) -> Decoded:
         """Args: `encoded`, the encoder's output for `batch`."""
-        channel, segment = jnp.asarray(batch.channel), jnp.asarray(batch.segment)
-        x = self._scatter(self.enter(encoded.tokens), batch.visible, channel.shape[1])
-        x = x + self.place(channel, batch.time).astype(x.dtype)
-        x = constrain(jnp.where((channel != 0)[..., None], x, jnp.zeros((), x.dtype)), "batch", "token", None)
-        angles = self.place.rotary_angles(channel, batch.time, self.config.head_dim)
-        x = self.transformer(x, segment, angles)
+        x, channel = self._read(encoded, batch), jnp.asarray(batch.channel)
         logits = at = None
         if self.vocabulary.text_length:
             wanted = (channel == TEXT) & batch.target
@@ -78,6 +76,18 @@ class Decoder(nnx.Module):
             at = first_positions(wanted, capacity)
             logits = constrain(self.words(gather(x, at)), "batch", "token", None)
         return Decoded(self._patches(x, channel), logits, at)
+
+    def patches(self, encoded: Encoded, batch: TokenBatch) -> jax.Array:
+        """`Decoded.patches` alone, for batches without text: no word is computed."""
+        return self._patches(self._read(encoded, batch), jnp.asarray(batch.channel))
+
+    def _read(self, encoded, batch):
+        channel, segment = jnp.asarray(batch.channel), jnp.asarray(batch.segment)
+        x = self._scatter(self.enter(encoded.tokens), batch.visible, channel.shape[1])
+        x = x + self.place(channel, batch.time).astype(x.dtype)
+        x = constrain(jnp.where((channel != 0)[..., None], x, jnp.zeros((), x.dtype)), "batch", "token", None)
+        angles = self.place.rotary_angles(channel, batch.time, self.config.head_dim)
+        return self.transformer(x, segment, angles)
 
     def _scatter(self, tokens_BVD, visible_BV, length):
         base = jnp.broadcast_to(

@@ -71,7 +71,8 @@ def count(config: "Config") -> Flops:
     encode = 2 * v * projected * encoder.width + _transformer(encoder, v) + 2 * v * s * encoder.width
     decode = 2 * v * encoder.width * decoder.width + _transformer(decoder, t) + 2 * t * decoder.width * samples
     if config.adaptation.task:  # heads of tasks are a fraction of a percent
-        return Flops(float(encode), 0.0, config.adaptation.trainable == "head")
+        decode = decode if config.objective.name == "translation" else 0.0
+        return Flops(float(encode), float(decode), config.adaptation.trainable == "head")
     words = min(t, s * vocabulary.text_length)
     decode += 2 * words * decoder.width * vocabulary.text_vocabulary
     return Flops(float(encode), float(decode))

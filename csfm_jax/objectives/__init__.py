@@ -5,8 +5,9 @@ from flax import nnx
 from csfm_jax.config import Config
 from csfm_jax.objectives.reconstruction import MaskedReconstruction
 from csfm_jax.objectives.supervised import Supervised
+from csfm_jax.objectives.translation import Translation
 
-OBJECTIVES = {"reconstruction": MaskedReconstruction, "supervised": Supervised}
+OBJECTIVES = {"reconstruction": MaskedReconstruction, "supervised": Supervised, "translation": Translation}
 
 
 def build(config: Config, *, rngs: nnx.Rngs) -> nnx.Module:

@@ -22,12 +22,14 @@ _SHOWN = {
     "multiclass": ("macro_auroc", "macro_average_precision", "accuracy", "balanced_accuracy", "kappa", "macro_f1"),
     "regression": ("z_error", "mean_absolute_error", "r2"),
     "survival": ("concordance",),
+    "signal": ("correlation", "mean_absolute_error", "root_mean_square_error", "heart_rate_error", "heart_rate_found"),
 }  # fmt: skip
 NAMES = {
     "macro_auroc": "AUROC", "macro_average_precision": "AUPRC", "macro_f1": "F1", "brier": "Brier score",
     "macro_sensitivity_at_specificity": "sensitivity at 95 % specificity", "calibration_error": "ECE",
     "calibration_error_scaled": "ECE, temperature-scaled", "z_error": "z-normalised MAE", "r2": "R²",
     "mean_absolute_error": "MAE", "concordance": "Harrell's C", "macro_macro_f1": "F1",
+    "root_mean_square_error": "RMSE", "correlation": "Pearson's r", "heart_rate_error": "heart rate error (1/min)",
 }  # fmt: skip
 
 

@@ -2,11 +2,11 @@
 
 import difflib
 
-from csfm_jax.tasks import bidmc, cinc2015, cinc2021, code15, others, ptbxl, simulated, vtac
+from csfm_jax.tasks import bidmc, cinc2015, cinc2021, code15, mitdb, others, ptbxl, signals, simulated, sleep, vtac
 from csfm_jax.tasks.task import Task
 from data_pipelines.errors import BadInput
 
-_FILES = (bidmc, cinc2015, cinc2021, code15, others, ptbxl, simulated, vtac)
+_FILES = (bidmc, cinc2015, cinc2021, code15, mitdb, others, ptbxl, signals, simulated, sleep, vtac)
 TASKS: dict[str, Task] = {task.name: task for file in _FILES for task in file.TASKS}
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from csfm_jax import tasks
-from csfm_jax.tasks.task import LOSSES
+from csfm_jax.tasks.task import LOSSES, OBJECTIVES
 from data_pipelines.errors import BadInput
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ HEADS = ("linear", "attention", "average", "mixture")
 
 @dataclass(frozen=True)
 class AdaptationConfig:
-    """Read with `objective.name="supervised"` alone; `csfm finetune` fills it in.
+    """Read with `objective.name` "supervised" or "translation" alone; `csfm finetune` fills it in.
 
     Attributes:
         task: a name of `tasks.TASKS`; "" in pretraining.
@@ -29,7 +29,8 @@ class AdaptationConfig:
         lora_rank, lora_alpha: with "lora"; the update of a kernel is A B lora_alpha / lora_rank.
         loss: one of `task.LOSSES` of the task's kind; "" = the first.
         weigh_positives: with "bce", a label's positives weigh as much as its negatives in all train recordings.
-        labels: in the order of the outputs. mean, scale: of a regression's labels among train recordings.
+        labels: in the order of the outputs; of a signal task, the channels that are predicted. mean, scale: of a
+            regression's labels, or of these channels' samples, among train recordings.
         positive_weight: of each label. These four come from the stores, and are found by `resolve`.
     """
 
@@ -61,15 +62,16 @@ def check(config: "Config") -> None:
         BadInput: naming the field.
     """
     ours = config.adaptation
-    if (config.objective.name == "supervised") != bool(ours.task):
-        found, expected = (
-            f"{config.objective.name!r} with the task {ours.task!r}",
-            '"supervised" with a task, or neither',
-        )
+    of_task = tasks.get(ours.task).objective if ours.task else None
+    if config.objective.name != of_task and (of_task or config.objective.name in OBJECTIVES.values()):
+        found = f"{config.objective.name!r} with the task {ours.task!r}"
+        expected = f'"{of_task or OBJECTIVES["multilabel"]}" with a task, or neither'
         raise BadInput("config.objective.name", found, expected, "use csfm finetune, which sets both")
     if not ours.task:
         return
     kind = tasks.get(ours.task).kind
+    if kind == "signal":
+        _check_signal(config)
     for name, choices in (
         ("head", HEADS),
         ("trainable", ("all", "head", "lora")),
@@ -106,3 +108,22 @@ def check(config: "Config") -> None:
         raise BadInput("config.training.accumulate", str(config.training.accumulate), expected, "set it to 1")
     if not ours.labels:
         raise BadInput("config.adaptation.labels", "none", "those found in stores", "use csfm finetune")
+
+
+def _check_signal(config: "Config") -> None:
+    """What a task of the kind "signal" needs beside: a decoder that predicts tokens of channels."""
+    ours, task = config.adaptation, config.adaptation.task
+    if (backbone := config.backbone.name) != "transformer":
+        expected = f"transformer: {task} predicts signals, and {backbone} has no decoder"
+        raise BadInput("config.backbone.name", repr(backbone), expected, "name another task or model")
+    for name, usual in (("head", "linear"), ("head_dropout", 0.0), ("weigh_positives", False)):
+        if (value := getattr(ours, name)) != usual:
+            expected = f"{usual!r}: the decoder is what predicts {task}"
+            raise BadInput(f"config.adaptation.{name}", repr(value), expected, "leave it out")
+    for name in ("crop_seconds", "shift_seconds", "scale"):
+        if value := getattr(config.data.augment, name):
+            expected = f"0: it would move the inputs of {task} away from their targets"
+            raise BadInput(f"config.data.augment.{name}", f"{value:g}", expected, "leave it out")
+    if config.objective.normalise_target:
+        expected = "False: targets are measured against one mean and deviation a window"
+        raise BadInput("config.objective.normalise_target", "True", expected, "leave it out")

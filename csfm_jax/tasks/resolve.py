@@ -8,12 +8,14 @@ import numpy as np
 
 from csfm_jax import tasks
 from csfm_jax.evaluation.protocol import Recordings
+from csfm_jax.tasks import resolve_signals
 from csfm_jax.tasks.task import Task
 from data_pipelines.batch import MODALITY_OF
 from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import MODALITIES
 from data_pipelines.store import Store
+from data_pipelines.stretches import Stretches, is_cut
 from data_pipelines.windows import used_channels
 
 if TYPE_CHECKING:
@@ -24,8 +26,9 @@ class Resolved(NamedTuple):
     """What stores say about a task's labels.
 
     Attributes:
-        labels: those that are trained, in the order of the outputs. left_out: name -> why, of the others.
-        mean, scale: of a regression's labels among train recordings; empty otherwise.
+        labels: those that are trained, in the order of the outputs; of a signal task, channels. left_out: name -> why,
+            of the others.
+        mean, scale: of a regression's labels, or of such channels' samples, among train recordings; empty otherwise.
         positive_weight: negatives by positives of every label among train recordings, of "multilabel"; else empty.
         recordings: split -> recordings with one of the labels at least.
     """
@@ -55,6 +58,31 @@ def read_tokens(config: "Config") -> TokenConfig:
     return dataclasses.replace(config.tokens, modalities=kept, text_length=0)
 
 
+def read_stores(config: "Config", stores: list) -> list:
+    """The stores as the config's task reads them: of signals, as `Pairs`; of a sequence, as `Stretches`."""
+    task = tasks.get(config.adaptation.task) if config.adaptation.task else None
+    if task is not None and task.kind == "signal":
+        return resolve_signals.pairs(config, task, read_tokens(config), stores)
+    return stores if task is None else cut(task, stores)
+
+
+def cut(task: Task, stores: list) -> list:
+    """The stores as stretches of a sequence's; of other tasks, as they are.
+
+    Raises:
+        BadInput: no store holds an event of the task's codes.
+    """
+    if task.cut is None:
+        return stores
+    made = [store if is_cut(store) else Stretches(store, task.cut) for store in stores]
+    if not any(len(store.index) for store in made):
+        codes = ", ".join(code for code, name in task.cut.classes if name)
+        found = f"no event whose stretch of {task.cut.seconds:g} s lies in its recording"
+        expected = f"events of {task.name}: {codes}"
+        raise BadInput("--store", found, expected, "prepare the store from files that have annotations")
+    return made
+
+
 def resolve(config: "Config", stores: list[Store]) -> Resolved:
     """Finds the labels of the config's task in stores.
 
@@ -64,9 +92,12 @@ def resolve(config: "Config", stores: list[Store]) -> Resolved:
     """
     task = tasks.get(config.adaptation.task)
     stores = [store for store in stores if config.data.weights.get(store.name, 1.0) > 0]  # the others are not read
+    stores = cut(task, stores)
     _check_sensors(task, config, stores)
     everyone = Recordings.whole(stores)
     _check_splits(everyone)
+    if task.kind == "signal":
+        return resolve_signals.resolve(config, task, read_tokens(config), stores)
     names = _names(task, everyone)
     labels = np.stack([everyone.labels[name] for name in names], axis=1).astype(np.float64)
     train = labels[everyone.split == 0]

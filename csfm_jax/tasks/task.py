@@ -3,20 +3,31 @@
 import math
 from dataclasses import dataclass
 
+from data_pipelines.augment import AugmentConfig
+from data_pipelines.stretches import Cut
+
 # kind -> losses that fit it, the usual one first
 LOSSES = {
     "multilabel": ("bce", "asymmetric", "focal"),
     "multiclass": ("cross_entropy",),
     "regression": ("huber", "squared"),
     "survival": ("cox",),
+    "signal": ("squared", "huber"),
 }
 # kind -> the figures that it is judged by, the first one first
 METRICS = {
     "multilabel": ("macro_auroc",),
-    "multiclass": ("macro_auroc", "accuracy"),
+    "multiclass": ("macro_auroc", "accuracy", "kappa", "macro_f1"),
     "regression": ("mean_absolute_error", "r2"),
     "survival": ("concordance",),
+    "signal": ("correlation", "mean_absolute_error", "root_mean_square_error"),
 }
+# kind -> the objective that teaches it
+OBJECTIVES = dict.fromkeys(LOSSES, "supervised") | {"signal": "translation"}
+# of a signal task, what is measured of every target channel of a recording; means over its windows. Errors are in the
+# channel's unit, the rate's in beats per minute; "rate_found": share of the windows with a heart rate whose prediction
+# has one, too.
+MEASURED = ("absolute_error", "squared_error", "correlation", "rate_error", "rate_found")
 
 
 @dataclass(frozen=True)
@@ -27,12 +38,17 @@ class Task:
         name: for `--task`, in lines and in checkpoints.
         about: one line for people.
         labels: names or patterns ("superclass/*") of the stores' labels; of "survival" exactly two: the event (0 or 1)
-            and the time to it, or to the end of observation.
-        kind: "multilabel" (0/1 each), "multiclass" (one of the labels is 1), "regression", "survival".
+            and the time to it, or to the end of observation; none of "signal".
+        kind: "multilabel" (0/1 each), "multiclass" (one of the labels is 1), "regression", "survival", or "signal"
+            (samples of `targets`, told from those of `inputs`).
         sensors: modalities that are read; recordings may lack some of them.
         seconds: length of a window.
         crops: windows of a recording whose predictions are averaged, at most.
         begin, end: seconds of every recording between which windows lie; 0 as the end is the recording's own.
+        inputs, targets: of "signal": modalities ("ecg") or channels ("I") that are given, and that are asked for.
+        added: of "signal": what is added to the inputs (`data_pipelines.augment`), which may then be targets too.
+        cut: of a sequence, whose cases are stretches of recordings and whose labels are classes of events: which ones;
+            None: cases are recordings.
     """
 
     name: str
@@ -44,6 +60,15 @@ class Task:
     crops: int = 4
     begin: float = 0.0
     end: float = 0.0
+    inputs: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    added: AugmentConfig | None = None
+    cut: Cut | None = None
+
+    @property
+    def objective(self) -> str:
+        """Name of the objective that teaches it."""
+        return OBJECTIVES[self.kind]
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -56,5 +81,8 @@ class Task:
         return max(1, math.ceil(self.crops * self.seconds / seconds - 1e-6))
 
     def outputs(self, labels: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of what a model predicts: the labels, or of "survival" the event's log-hazard alone."""
+        """Names of what a model predicts: the labels; of "survival" the event's log-hazard alone; of "signal", whose
+        labels are channels, what is measured of each recording."""
+        if self.kind == "signal":
+            return tuple(f"{label}/{name}" for label in labels for name in MEASURED)
         return labels[:1] if self.kind == "survival" else labels

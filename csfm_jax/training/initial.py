@@ -1,18 +1,22 @@
-"""Weights to begin from: the encoder of an earlier run, or published CSFM weights. The decoder always starts anew."""
+"""Weights to begin from: the encoder of an earlier run, or published CSFM weights.
+
+The decoder starts anew; where a task predicts signals, it is the earlier run's, too.
+"""
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
 
 from csfm_jax.config import Config
-from csfm_jax.encoding import LoadedEncoder, load
+from csfm_jax.encoding import LoadedEncoder, load, load_objective
 from csfm_jax.training import record
 from csfm_jax.training.state import TrainState
 from data_pipelines.errors import BadInput
-from data_pipelines.storage import absolute
+from data_pipelines.storage import absolute, is_remote
 from data_pipelines.store import Store, check_spec
 
 RANDOM = "random"  # in place of a path: a run that begins at random, and goes on only if it has begun so
@@ -31,11 +35,13 @@ class Initial:
             and digest of the hashed subjects that these weights were trained on, and "hashes", how they were hashed
             (`record.TrainedOn`); None where they are not known.
         subjects: those hashed subjects, sorted; as many as are known.
+        decoder: its parameters, where signals are predicted; else None.
     """
 
     params: dict
     about: dict
     subjects: list[str]
+    decoder: dict | None = None
 
 
 def read(path: str, config: Config, stores: list[Store], tokenizer: str | None) -> Initial:
@@ -49,8 +55,8 @@ def read(path: str, config: Config, stores: list[Store], tokenizer: str | None) 
         BadInput: no intact weights there, or another architecture, vocabulary, preprocessing or tokenizer; names the
             first field that differs.
     """
-    loaded = load(path)
-    _check_sizes(config, loaded.config, path)
+    loaded, goes_on = load(path), config.objective.name == "translation"
+    _check_sizes(config, loaded.config, path, ("encoder", "tokens", *(("decoder",) if goes_on else ())))
     for store in stores:
         check_spec(store.spec, loaded.spec, str(store.path))
     if tokenizer is not None:
@@ -61,18 +67,31 @@ def read(path: str, config: Config, stores: list[Store], tokenizer: str | None) 
     about |= {"path": str(absolute(path)), "preprocessing": str(loaded.spec)}
     about["hashes"] = None if trained.hashes is None else sorted(map(list, trained.hashes))
     about["subjects"] = record.summary(subjects) if trained.complete else None
-    return Initial(nnx.to_pure_dict(nnx.state(loaded.encoder, nnx.Param)), about, subjects)
+    decoder = _decoder(path) if goes_on else None
+    return Initial(nnx.to_pure_dict(nnx.state(loaded.encoder, nnx.Param)), about, subjects, decoder)
 
 
-def put(state: TrainState, params: dict) -> TrainState:
-    """The state with the encoder's parameters replaced, placed as they were."""
+def _decoder(path: str) -> dict:
+    """Parameters of a checkpoint's decoder; BadInput where it holds none."""
+    found = "published weights, which hold no decoder"
+    if is_remote(path) or not Path(path).is_file():
+        objective, loaded = load_objective(path)
+        if hasattr(objective, "decoder"):
+            return nnx.to_pure_dict(nnx.state(objective.decoder, nnx.Param))
+        found = f"a checkpoint of the objective {loaded.config.objective.name!r}, which holds no decoder"
+    raise BadInput(path, found, "one of masked reconstruction, whose decoder goes on", "give one of csfm train")
+
+
+def put(state: TrainState, params: dict, decoder: dict | None = None) -> TrainState:
+    """The state with the encoder's parameters replaced, and the decoder's where given, placed as they were."""
+    parts = {"encoder": params} | ({} if decoder is None else {"decoder": decoder})
 
     def placed(old, new):
         # the step donates what it is given: a view of the weights' own memory must not be
         return jax.device_put(np.asarray(new, old.dtype), old.sharding, may_alias=False)
 
     def replaced(whole):
-        return whole | {"encoder": jax.tree.map(placed, whole["encoder"], params)}
+        return whole | {name: jax.tree.map(placed, whole[name], part) for name, part in parts.items()}
 
     average = None if state.average is None else replaced(state.average)
     return state._replace(params=replaced(state.params), average=average)
@@ -94,8 +113,8 @@ def check_resumed(path: str | None, saved: dict, where: str) -> None:
         raise BadInput(where, f"a run that began from {found}", f"one that began from {expected}", remedy)
 
 
-def _check_sizes(config: Config, theirs: Config, where: str) -> None:
-    for part in ("encoder", "tokens"):
+def _check_sizes(config: Config, theirs: Config, where: str, parts: tuple[str, ...]) -> None:
+    for part in parts:
         ours, found = (_described(getattr(c, part)) for c in (config, theirs))
         for name, value in found.items():
             if ours.get(name) != value:

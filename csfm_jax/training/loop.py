@@ -13,7 +13,7 @@ from csfm_jax import sharding
 from csfm_jax.config import Config
 from csfm_jax.models import config as model_config
 from csfm_jax.models import flops
-from csfm_jax.tasks.resolve import read_tokens
+from csfm_jax.tasks.resolve import read_stores, read_tokens
 from csfm_jax.training import initial, record, step, together
 from csfm_jax.training.adaptation import run_optimizer
 from csfm_jax.training.checkpoint import Checkpoints
@@ -93,7 +93,7 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         plan = blueprint(config, optimizer, mesh)
         state = _restored(checkpoints, plan, saved) if saved else plan.initial()
         if begun:
-            state = initial.put(state, begun.params)
+            state = initial.put(state, begun.params, begun.decoder)
         done = saved.get("step", 0)
         writes = jax.process_index() == 0
         if writes:
@@ -325,8 +325,8 @@ def _restored(checkpoints: Checkpoints, plan: Blueprint, saved: dict) -> TrainSt
 
 def _loader(config: Config, stores, plans_dir: Path, state: dict | None, share: sharding.Share) -> Loader:
     loader = make_loader(
-        stores, read_tokens(config), config.data, plans_dir=plans_dir, host=share.number, hosts=share.parts,
-        state=state, hide=not config.adaptation.task, label_names=config.adaptation.labels,
+        read_stores(config, stores), read_tokens(config), config.data, plans_dir=plans_dir, host=share.number,
+        hosts=share.parts, state=state, hide=not config.adaptation.task, label_names=config.adaptation.labels,
     )  # fmt: skip
     try:  # before the first step: hosts that disagreed would train on batches that nobody planned
         remedy = "copy the stores again, or let all hosts read them from one place"

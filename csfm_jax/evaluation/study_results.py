@@ -314,10 +314,14 @@ def rows(results: Results) -> list[tuple]:
 
 def write(results: Results, target: Path) -> None:
     """The long table as Parquet, whole or not at all."""
+    write_rows(rows(results), target)
+
+
+def write_rows(every: list[tuple], target: Path) -> None:
+    """Rows in the order of `COLUMNS`, as Parquet, whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    every = rows(results)
     kinds = dict.fromkeys(COLUMNS, pa.string()) | dict.fromkeys(("fraction", "point", "low", "high"), pa.float64())
     kinds |= dict.fromkeys(("cases", "patients"), pa.int64())
     arrays = [pa.array([row[i] for row in every], kinds[name]) for i, name in enumerate(COLUMNS)]

@@ -10,6 +10,7 @@ recordings themselves, as downloaded.
 
 from pathlib import Path
 
+from csfm_jax.commands import options
 from data_pipelines.errors import BadInput
 
 _FROZEN = ("linear", "random", "given")
@@ -17,7 +18,7 @@ _FROZEN = ("linear", "random", "given")
 
 def arguments(parser) -> None:
     parser.add_argument("--models", required=True, help="linear:RUN, random:RUN or a folder, separated by commas")
-    parser.add_argument("--store", required=True, help="a store, a folder of stores, or several separated by commas")
+    options.of_stores(parser, "audit", "test")
     parser.add_argument("--workdir", required=True, type=Path, help="where the results go; made if absent")
     parser.add_argument("--source", help="the recordings that the stores were prepared from, as of csfm prepare")
     parser.add_argument("--key-file", type=Path, help="with --source: the key that subjects were hashed with, if any")
@@ -28,13 +29,8 @@ def arguments(parser) -> None:
         "--seconds", type=float,
         help="length of a window [the models' own, or half of the median recording where that is shorter]",
     )  # fmt: skip
-    parser.add_argument(
-        "--unchecked-subjects", action="store_true",
-        help="audit even where nothing tells whether test subjects were trained on",
-    )  # fmt: skip
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates")
     parser.add_argument("--seed", type=int, default=0, help="of random networks, phases, draws and the bootstrap")
-    parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
 
 
 def run(args) -> int:

@@ -16,6 +16,7 @@ import math
 import os
 from pathlib import Path
 
+from csfm_jax.commands import options
 from data_pipelines.errors import BadInput
 
 _OF_STUDY = ("tasks", "models", "workdir")
@@ -24,7 +25,7 @@ _OF_PROBE = ("checkpoint", "labels", "output")
 
 def arguments(parser) -> None:
     parser.set_defaults(config=None)  # overrides go to the fine-tunings of a study
-    parser.add_argument("--store", required=True, help="a store, a folder of stores, or several separated by commas")
+    options.of_stores(parser, "evaluate", "test")
     study = parser.add_argument_group("a study")
     study.add_argument("--tasks", help="as of csfm finetune, separated by commas")
     study.add_argument("--models", help="separated by commas; every other one is compared with the first")
@@ -44,13 +45,8 @@ def arguments(parser) -> None:
     probe.add_argument("--checkpoint", help="work directory, its checkpoints folder, or one step; here, gs://, s3://")
     probe.add_argument("--labels", help='patterns separated by commas; "superclass/*" if none is given')
     probe.add_argument("--output", help="results as JSON")
-    parser.add_argument(
-        "--unchecked-subjects", action="store_true",
-        help="evaluate even where nothing tells whether test subjects were trained on (see `csfm data overlap`)",
-    )  # fmt: skip
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates")
     parser.add_argument("--seed", type=int, default=0, help="of random networks, trees, subsets and the bootstrap")
-    parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
 
 
 def run(args) -> int:

@@ -23,6 +23,7 @@ from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.evaluation.predictions import Predictions
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study_models import FINE_TUNED, TREES, Model
+from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.tasks.resolve import Resolved, read_tokens, resolve
 from csfm_jax.tasks.task import Task
 from data_pipelines.config import WindowConfig
@@ -255,7 +256,7 @@ def window(cell: Cell) -> WindowConfig:
     return dataclasses.replace(window, most_per_recording=cell.task.windows(window.seconds))
 
 
-def network(cell: Cell) -> encoding.LoadedEncoder:
+def network(cell: Cell) -> LoadedEncoder:
     """The encoder of a complete cell, or of one that is frozen."""
     if cell.model.kind == "random":
         spec = cell.settings.stores[0].spec

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from csfm_jax.embedding import Window
-from csfm_jax.encoding import LoadedEncoder
 from csfm_jax.evaluation import perturbations
 from csfm_jax.evaluation.perturbations import Channels
+from csfm_jax.loaded_encoder import LoadedEncoder
 from data_pipelines import preprocess
 from data_pipelines.errors import BadInput
 from data_pipelines.loader import pack_windows

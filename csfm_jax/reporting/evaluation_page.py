@@ -19,7 +19,8 @@ from csfm_jax.reporting import charts, evaluation_curves, evaluation_errors, mar
 _SHOWN = {
     "multilabel": ("macro_auroc", "macro_average_precision", "macro_sensitivity_at_specificity", "macro_f1", "brier",
                    "calibration_error", "calibration_error_scaled"),
-    "multiclass": ("macro_auroc", "macro_average_precision", "accuracy", "balanced_accuracy", "kappa", "macro_f1"),
+    "multiclass": ("macro_auroc", "macro_average_precision", "accuracy", "balanced_accuracy", "kappa", "macro_f1",
+                   "brier", "calibration_error", "calibration_error_scaled"),
     "regression": ("z_error", "mean_absolute_error", "r2"),
     "survival": ("concordance",),
 }  # fmt: skip
@@ -27,7 +28,7 @@ NAMES = {
     "macro_auroc": "AUROC", "macro_average_precision": "AUPRC", "macro_f1": "F1", "brier": "Brier score",
     "macro_sensitivity_at_specificity": "sensitivity at 95 % specificity", "calibration_error": "ECE",
     "calibration_error_scaled": "ECE, temperature-scaled", "z_error": "z-normalised MAE", "r2": "R²",
-    "mean_absolute_error": "MAE", "concordance": "Harrell's C", "macro_macro_f1": "F1",
+    "mean_absolute_error": "MAE", "concordance": "Harrell's C",
 }  # fmt: skip
 
 
@@ -145,12 +146,11 @@ def _pictures(group: Group) -> str:
         evaluation_curves.roc(group), ("1 - specificity", "sensitivity, mean over labels"), diagonal=True
     )
     parts = [f"<figure>{roc}<figcaption>ROC</figcaption></figure>"]
-    if group.setup.task.kind == "multilabel":
-        for scaled, told in ((False, "as predicted"), (True, "temperature-scaled on validation")):
-            drawn = charts.curves(
-                evaluation_curves.reliability(group, scaled), ("probability", "share of positives"), diagonal=True
-            )
-            parts.append(f"<figure>{drawn}<figcaption>Reliability, {told}</figcaption></figure>")
+    for scaled, told in ((False, "as predicted"), (True, "temperature-scaled on validation")):
+        drawn = charts.curves(
+            evaluation_curves.reliability(group, scaled), ("probability", "share of positives"), diagonal=True
+        )
+        parts.append(f"<figure>{drawn}<figcaption>Reliability, {told}</figcaption></figure>")
     return f'<div class="grid">{"".join(parts)}</div>'
 
 

@@ -90,6 +90,7 @@ def check(config: "Config") -> None:
     if (ours.trainable == "lora") != (ours.lora_rank > 0):
         found = f"{ours.lora_rank} with trainable={ours.trainable!r}"
         raise BadInput("config.adaptation.lora_rank", found, "1 or more with trainable=lora, else 0", "change one")
+    _check_read(ours)
     if (backbone := config.backbone.name) != "transformer":
         told = {"head": ours.head, "trainable": ours.trainable}
         if told["head"] != "linear" or ours.trainable == "lora":
@@ -106,3 +107,19 @@ def check(config: "Config") -> None:
         raise BadInput("config.training.accumulate", str(config.training.accumulate), expected, "set it to 1")
     if not ours.labels:
         raise BadInput("config.adaptation.labels", "none", "those found in stores", "use csfm finetune")
+
+
+def _check_read(ours: AdaptationConfig) -> None:
+    """Refuses values that nothing would read beside `trainable` and `layer_decay`."""
+    usual, whole = AdaptationConfig(), ours.trainable == "all"
+    for name, read, remedy in (
+        (
+            "rates",
+            whole and ours.layer_decay != 1.0,
+            "a whole encoder is trained, at rates that fall (layer_decay < 1)",
+        ),
+        ("layer_decay", whole or ours.layer_decay == 1.0, "trainable=all: with head and lora one rate is learned at"),
+        ("lora_alpha", ours.trainable == "lora", "trainable=lora"),
+    ):
+        if not read and (value := getattr(ours, name)) != getattr(usual, name):
+            raise BadInput(f"config.adaptation.{name}", f"{value}, which nothing reads", remedy, "leave it out")

@@ -13,7 +13,7 @@ LOSSES = {
 # kind -> the figures that it is judged by, the first one first
 METRICS = {
     "multilabel": ("macro_auroc",),
-    "multiclass": ("macro_auroc", "accuracy"),
+    "multiclass": ("macro_auroc", "accuracy", "macro_f1"),
     "regression": ("mean_absolute_error", "r2"),
     "survival": ("concordance",),
 }

@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from csfm_jax.config import Config
-from csfm_jax.encoding import LoadedEncoder, load
+from csfm_jax.encoding import load
+from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.training import record
 from csfm_jax.training.state import TrainState
 from data_pipelines.errors import BadInput

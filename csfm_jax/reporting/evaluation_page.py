@@ -93,7 +93,8 @@ def _task(results: Results, setup: TaskSetup, alike: np.ndarray | None) -> str:
     parts += [_figures(group), _pictures(group), _by_sensors(results, setup), _by_modalities(results, setup)]
     parts += [_efficiency(results, setup), _labels(results, setup), _alike(alike)]
     if task.kind == "multilabel":
-        parts.append(evaluation_errors.section(group, results.study.settings.stores))
+        study = results.study
+        parts.append(evaluation_errors.section(group, study.settings.stores, study.of(task.name)))
     return "\n".join(filter(None, parts))
 
 

@@ -38,6 +38,10 @@ def arguments(parser) -> None:
         "--label-fractions", metavar="1/N", default="1",
         help="down to which power of two of the train patients probes and trees are fitted again",
     )  # fmt: skip
+    study.add_argument(
+        "--label-networks", metavar="A,B",
+        help="which of the models are fine-tuned again on each of these fractions too: as many fine-tunings more",
+    )  # fmt: skip
     study.add_argument("--similarity", metavar="A,B", help="two of the models whose layers are compared by linear CKA")
     study.add_argument("--workers", type=int, default=0, help="processes that measure features for trees")
     study.add_argument("--stopped-code", type=int, default=0, metavar="CODE", help="as in `csfm train`")
@@ -75,8 +79,9 @@ def _study(args) -> int:
     if jax.config.jax_compilation_cache_dir is None:  # one for all cells
         jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
     settings = cells.Settings(
-        args.store, stores, args.overrides, args.seed, args.unchecked_subjects, halvings, args.workers
-    )
+        args.store, stores, args.overrides, args.seed, args.unchecked_subjects, halvings, args.workers,
+        tuple(filter(None, (word.strip() for word in (args.label_networks or "").split(",")))),
+    )  # fmt: skip
     planned = study.plan(settings, args.tasks, args.models, args.sensors, args.similarity, folder)
     try:
         study.run(planned)

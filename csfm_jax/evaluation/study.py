@@ -80,6 +80,7 @@ def plan(
         raise BadInput("--tasks", found, "one task or more, each once", "correct the list")
     found = [tasks.get(name) for name in named]
     models = study_models.parse(model_words, settings.stores, settings.overrides)
+    _check_halved(settings, models)
     setups = [_setup(task, settings, sensor_words) for task in found]
     _check_sensors(sensor_words, setups)
     made = [
@@ -98,6 +99,15 @@ def plan(
     pair = _pair(models, pair_words)
     _check_same(settings, folder)
     return Study(settings, setups, models, made, pair, folder)
+
+
+def _check_halved(settings: Settings, models: list[Model]) -> None:
+    taught = [m.word for m in models if m.kind in FINE_TUNED]
+    if strange := sorted({*settings.halved} - {*taught}):
+        expected = "some of --models that are fine-tuned here: " + (", ".join(taught) or "there is none")
+        raise BadInput(f"--label-networks={strange[0]}", "none of them", expected, "correct it")
+    if settings.halved and not settings.halvings:
+        raise BadInput("--label-networks", "models without fractions", "--label-fractions=1/2 or less", "add it")
 
 
 def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:

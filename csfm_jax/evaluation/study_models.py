@@ -23,6 +23,7 @@ FINE_TUNED = {
 PROBED = ("linear", "random")
 BASELINES = ("benchmark_s4", "benchmark_net1d")
 TREES = "trees"
+TABULAR = (*PROBED, TREES)  # fitted on a table of features
 _DECIDED = ("adaptation.trainable", "adaptation.head", "adaptation.task")  # by --models and --tasks
 # fields -> the kinds of models that read them; overrides of the others go to all
 _READ_BY = {

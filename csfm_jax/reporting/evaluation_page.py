@@ -198,7 +198,8 @@ def _efficiency(results: Results, setup: TaskSetup) -> str:
     error = "z-normalised MAE" if setup.task.kind == "regression" else "1 - AUROC"
     drawn = charts.curves(series, ("labelled train patients", error), logarithmic=True)
     rows = [[word, _interval(curve.ratio.ratio)] for word, curve in curves.items() if curve.ratio]
-    told = markup.table(["model", "labels needed for what trees reach with all of them"], rows) if rows else ""
+    against = next(iter(curves.values())).against
+    told = markup.table(["model", f"labels needed for what {against} reaches with all of them"], rows) if rows else ""
     return f"<h3>With fewer labels</h3><figure>{drawn}</figure>{told}"
 
 

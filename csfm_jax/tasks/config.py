@@ -29,6 +29,8 @@ class AdaptationConfig:
         lora_rank, lora_alpha: with "lora"; the update of a kernel is A B lora_alpha / lora_rank.
         loss: one of `task.LOSSES` of the task's kind; "" = the first.
         weigh_positives: with "bce", a label's positives weigh as much as its negatives in all train recordings.
+        halvings: how often the train patients are halved: nested subsets, for label efficiency; 0 = all learn.
+        halvings_seed: of the draw of these patients.
         labels: in the order of the outputs. mean, scale: of a regression's labels among train recordings.
         positive_weight: of each label. These four come from the stores, and are found by `resolve`.
     """
@@ -43,6 +45,8 @@ class AdaptationConfig:
     lora_alpha: float = 16.0
     loss: str = ""
     weigh_positives: bool = False
+    halvings: int = 0
+    halvings_seed: int = 0
     labels: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
@@ -84,6 +88,8 @@ def check(config: "Config") -> None:
         ("layer_decay", ours.layer_decay, 0 < ours.layer_decay <= 1, "above 0 and at most 1"),
         ("lora_alpha", ours.lora_alpha, ours.lora_alpha > 0, "above 0"),
         ("lora_rank", ours.lora_rank, ours.lora_rank >= 0, "0 or more"),
+        ("halvings", ours.halvings, ours.halvings >= 0, "0 or more"),
+        ("halvings_seed", ours.halvings_seed, ours.halvings_seed >= 0, "0 or more"),
     ):
         if not good:
             raise BadInput(f"config.adaptation.{name}", str(value), expected, "correct it")
@@ -120,6 +126,7 @@ def _check_read(ours: AdaptationConfig) -> None:
         ),
         ("layer_decay", whole or ours.layer_decay == 1.0, "trainable=all: with head and lora one rate is learned at"),
         ("lora_alpha", ours.trainable == "lora", "trainable=lora"),
+        ("halvings_seed", ours.halvings > 0, "halvings, 1 or more"),
     ):
         if not read and (value := getattr(ours, name)) != getattr(usual, name):
             raise BadInput(f"config.adaptation.{name}", f"{value}, which nothing reads", remedy, "leave it out")

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "predictions of a fine-tuned checkpoint for recordings of a split",
     "plan": "will it fit on these TPUs, how fast at best: compiles with no TPU at hand",
     "evaluate": "models compared over tasks and sensors, or a linear probe against random initialisation",
+    "audit": "how far embeddings move under gain, wander, mains, sampling, shifts and lost leads",
     "embed": "embeddings of many recordings, to Parquet",
     "show": "a recording on ECG paper with masked patches and their reconstruction, to PNG",
     "launch": "job files for TPU pods, GKE, SLURM, SkyPilot or this machine",

@@ -235,7 +235,9 @@ def _overridden(make, overrides: list[str], name: str) -> Config:
     for word in overrides:
         _check_known(word)
     added = [word for word in overrides if _adds_key(word)]  # ConfigDict's own flags know no new keys
-    words = ["csfm", *(word for word in overrides if word not in added)]
+    # the last of several words for a field: of a tuple, ConfigDict's flags would join them
+    last = {word.partition("=")[0]: word for word in overrides if word not in added}
+    words = ["csfm", *last.values()]
     try:
         values = flags.FlagValues()
         config = make()

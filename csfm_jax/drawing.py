@@ -18,6 +18,7 @@ LONGEST = 60.0  # s; a wider page is more pixels than viewers open
 
 _PAPER, _MINOR, _MAJOR = "#fffaf8", "#f9dcd7", "#efb3aa"
 _INK, _FAINT, _SHADE, _BLUE, _TEXT = "#1b1b1f", "#777076", "#5c86c4", "#0a4fc4", "#3b3638"
+_TOWARDS, _AGAINST = "#d1260f", "#1f5fd0"
 _MARGIN, _HEADER, _FOOTER, _PULSE = 6.0, 15.0, 9.0, 10.0  # mm
 
 
@@ -31,6 +32,8 @@ class Trace:
         samples: float [n] in `unit`, NaN where absent.
         hidden: (from, to) in seconds from the page's left edge, spans that the encoder did not see.
         reconstruction: float [n] in `unit`, NaN where there is none; or None.
+        marked: (from, to, strength) in seconds from the page's left edge: shaded red where the strength, -1 to 1, is
+            above 0, blue below.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Trace:
     start: float = 0.0
     hidden: tuple[tuple[float, float], ...] = ()
     reconstruction: np.ndarray | None = None
+    marked: tuple[tuple[float, float, float], ...] = ()
 
     @property
     def gain(self) -> float:
@@ -188,6 +192,12 @@ def _row(axes, page: _Page, trace: Trace, base: float, band: tuple[float, float]
     shade = PatchCollection(spans, facecolor=_SHADE, alpha=0.17, linewidth=0, zorder=2)
     shade.set_gid(f"hidden/{trace.name}")
     axes.add_collection(shade)
+    for start, end, strength in trace.marked:
+        place = ((page.left + start * SPEED, band[0]), (end - start) * SPEED, band[1] - band[0])
+        colour = _TOWARDS if strength > 0 else _AGAINST
+        patch = Rectangle(*place, facecolor=colour, alpha=0.6 * abs(strength), linewidth=0, zorder=2)
+        patch.set_gid(f"marked/{trace.name}")
+        axes.add_patch(patch)
     seen = np.ones(len(times), bool)
     for a, b in trace.hidden:
         seen &= (times < a - 1e-9) | (times >= b - 1e-9)

@@ -38,11 +38,13 @@ class Rows:
         label_names: columns of `TokenBatch.labels`; of `Pairs`, the channels that are asked for, whose means and
             deviations are there then. Pairs say themselves what is hidden.
         training: windows are augmented as `data` says, and recordings that have none of the labels are left out.
+        among: as of `make_loader`.
     """
 
     def __init__(
-        self, stores, tokens, data, split, plans_dir, hide=True, strategy=None, label_names=(), training=False
-    ):
+        self, stores, tokens, data, split, plans_dir, hide=True, strategy=None, label_names=(), training=False,
+        among=None,
+    ):  # fmt: skip
         windows.check(tokens, data)
         if hide:
             masking.check(data.mask, tokens)
@@ -59,6 +61,8 @@ class Rows:
         self._labels = [] if paired else [_label_table(store, label_names) for store in self.stores]
         taken = [~np.isnan(table).all(axis=1) for table in self._labels] if training and label_names else None
         taken = None if paired else taken
+        if among is not None:
+            taken = list(among) if taken is None else [a & b for a, b in zip(taken, among, strict=True)]
         self.plans = Plans(plans_dir, self.stores, tokens, data, split, self.reports, hide or paired, taken)
         self._label_count = len(label_names) * (1 + paired)
 
@@ -237,6 +241,7 @@ def make_loader(
     state: dict | None = None,
     hide: bool = True,
     label_names: Sequence[str] = (),
+    among: Sequence[np.ndarray] | None = None,
 ) -> Loader:
     """Batches for training, without end.
 
@@ -249,12 +254,13 @@ def make_loader(
         state: of an earlier loader; None starts at epoch 0.
         hide: False makes every token visible and none a target (V = T), for supervised training.
         label_names: labels to deliver, in this order; train recordings that have none of them are left out.
+        among: of every store, bool [recordings], which are read at all; None: all of the split.
 
     Raises:
         BadInput: bad config, no window, a window larger than a row, or a state of other stores or settings.
     """
     training = split == "train"
-    rows = Rows(stores, tokens, data, split, plans_dir, hide, label_names=label_names, training=training)
+    rows = Rows(stores, tokens, data, split, plans_dir, hide, label_names=label_names, training=training, among=among)
     return Loader(rows, host, hosts, state)
 
 

@@ -8,6 +8,7 @@ shift 2
 stores=$run/stores work=$run/csfm_nano
 pretraining=${PRETRAINING:---config.training.steps=2500}
 sources=${STUDY_STORES:-ptbxl*} alarms=${ALARM_STORES:-cinc2015*}
+workers=${WORKERS:-0} # processes that measure features for trees
 mkdir -p "$run"
 
 say() { printf '\n== %s\n' "$*"; }
@@ -21,14 +22,7 @@ csfm prepare --source="$recordings" --output="$stores" ${key[@]+"${key[@]}"}
 say "pretraining, on train subjects"
 csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" $pretraining
 
-# stores by their names; of a single source, $stores is the store itself
-held() {
-  if [ -e "$stores/manifest.json" ]; then
-    case $(sed -n 's/^"name": "\(.*\)",*$/\1/p' "$stores/manifest.json") in $1) echo "$stores" ;; esac
-  else
-    ls -d "$stores"/$1 2>/dev/null | paste -sd, || true
-  fi
-}
+. "$(dirname "$0")/held.sh"
 models=linear:$work,attention:$work,finetuned:$work,scratch:csfm_nano,random:csfm_nano
 failed=0
 
@@ -37,13 +31,14 @@ if [ -n "$store" ]; then
   say "the study: superclasses, sex and age, with twelve leads and fewer"
   csfm evaluate --tasks="${STUDY_TASKS:-ptbxl_superclass,ptbxl_sex,ptbxl_age}" --store="$store" --workdir="$run/ptbxl" \
     --models="$models,benchmark_s4,benchmark_net1d,trees" --sensors="${STUDY_SENSORS:-all,6,3,2,1}" \
-    --label-fractions="${LABEL_FRACTIONS:-1/64}" --similarity="linear:$work,finetuned:$work" "$@" || failed=$?
+    --label-fractions="${LABEL_FRACTIONS:-1/64}" --similarity="linear:$work,finetuned:$work" \
+    --workers="$workers" "$@" || failed=$?
 fi
 store=$(held "$alarms")
 if [ -n "$store" ]; then
   say "false alarms, with ECG, pulse and both"
   csfm evaluate --tasks="${ALARM_TASKS:-cinc2015_false_alarm}" --store="$store" --workdir="$run/alarms" \
-    --models="$models,trees" --sensors=all,ecg,ppg,ecg+ppg "$@" || failed=$?
+    --models="$models,trees" --sensors=all,ecg,ppg,ecg+ppg --workers="$workers" "$@" || failed=$?
 fi
 say "look at $run/*/report.html"
 exit $failed

@@ -54,6 +54,11 @@ def test_bad_overrides_are_named(override, names):
     assert "\n" not in str(error.value) and "\\n" not in str(error.value)
 
 
+def test_the_last_of_several_words_for_a_field_wins():
+    words = [f"--config.tokens.modalities={value}" for value in ('("ecg", "ppg")', '("ppg",)')]
+    assert load("csfm_nano", words).tokens.modalities == ("ppg",)
+
+
 def test_a_run_from_before_a_field_came_goes_on_with_its_default():
     now = {"config": Config().to_dict(), "preprocessing": {}, "channels": [], "tokenizer": None, "subjects": {}}
     earlier = {name: dict(part) for name, part in now["config"].items()}

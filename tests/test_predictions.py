@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
@@ -11,9 +12,10 @@ from sklearn.metrics import (
 )
 
 from csfm_jax import tasks
-from csfm_jax.evaluation import decisions, task_figures
+from csfm_jax.evaluation import decisions, tabular, task_figures
 from csfm_jax.evaluation.predictions import Predictions, figures
 from csfm_jax.tasks.task import LOSSES, METRICS, Task
+from data_pipelines.errors import BadInput
 
 
 def predictions(values, labels):
@@ -92,3 +94,45 @@ def test_every_task_is_of_a_known_kind_and_reads_known_sensors():
         assert set(task.sensors) <= MODALITIES.keys() and task.crops > 0
         assert not task.end or task.end - task.begin >= task.seconds
         assert task.kind != "survival" or len(task.labels) == 2
+
+
+def test_exclusive_classes_are_calibrated_by_one_temperature():
+    """Twice as certain as it should be: one temperature of two makes it right, in cases that have exactly one class."""
+    rng = np.random.default_rng(4)
+    logits = 2 * rng.normal(size=(3000, 3))
+    truth = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    labels = np.eye(3)[truth]
+    values = softmax(2 * logits, axis=1)
+    labels[:50] = np.nan  # not labelled
+    task, names = Task("t", "", ("a", "b", "c"), "multiclass"), ("a", "b", "c")
+    validation = values[:1500], labels[:1500]
+    found = task_figures.all_of(task, names, values[1500:], labels[1500:], validation, ()).under(None)
+    scaled = task_figures.scaled_probabilities(task, values[1500:], validation)
+    np.testing.assert_allclose(scaled, softmax(logits[1500:], axis=1), atol=0.03)
+    np.testing.assert_allclose(scaled.sum(axis=1), 1)
+    brier = [brier_score_loss(labels[1500:, k], values[1500:, k]) for k in range(3)]
+    assert found["brier"][0] == pytest.approx(np.mean(brier)) and found["brier/b"][0] == pytest.approx(brier[1])
+    assert found["calibration_error_scaled"][0] < 0.7 * found["calibration_error"][0]
+    unlabelled = values[:50], labels[:50]
+    np.testing.assert_allclose(task_figures.scaled_probabilities(task, values[50:60], unlabelled), values[50:60])
+
+
+def test_validation_while_learning_tells_the_best_macro_f1():
+    rng = np.random.default_rng(5)
+    labels = (rng.random((40, 2)) < 0.4).astype(float)
+    values = 0.2 * labels + 0.3 * rng.random((40, 2))  # none above one half
+    names = ("a", "b")
+    found = figures(Task("t", "", names, "multilabel"), names, predictions(values, labels), task_figures.validated_by)
+    best = [max(f1_score(labels[:, k], values[:, k] >= at) for at in values[:, k]) for k in range(2)]
+    assert found["macro_f1"] == pytest.approx(np.mean(best)) and found["macro_f1"] > 0.7
+    assert set(found) == {"macro_auroc", "auroc/a", "auroc/b", "macro_f1"}
+    chosen = np.eye(2)[(truth := rng.integers(0, 2, 40))]
+    found = figures(Task("t", "", names, "multiclass"), names, predictions(values, chosen), task_figures.validated_by)
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, values.argmax(1), average="macro"))
+
+
+@pytest.mark.parametrize("fit", [tabular.linear, lambda task: tabular.boosted(task, 0)], ids=["linear", "trees"])
+def test_what_knows_no_survival_times_says_so_in_one_line(fit):
+    with pytest.raises(BadInput, match="survival task.*use finetuned, attention, lora or scratch") as refused:
+        fit(tasks.get("code15_mortality"))
+    assert "\n" not in str(refused.value)

@@ -126,7 +126,15 @@ def test_missing_modalities_and_fractions_are_told_apart(finished):
 
 def test_the_page_holds_the_tables_and_no_patient(finished, place):
     page = (finished / "report.html").read_text()
-    for part in ("Ranks over tasks", "Reliability", "With fewer sensors", "With fewer labels", "Linear CKA", "paired"):
+    for part in (
+        "Ranks over tasks",
+        "Reliability",
+        "With fewer sensors",
+        "With fewer labels",
+        "Linear CKA",
+        "paired",
+        "integrated gradients",
+    ):
         assert part in page, part
     (store,) = open_stores(str(place / "stores"), "size")
     hashes = {*store.index.subject.tolist(), *store.index.study.tolist()}

@@ -4,6 +4,7 @@ Written beside the checkpoint's step (checkpoints/calibration-STEP.json), where 
 it: their probabilities are then calibrated, and come with decisions. A step that is trained further needs its own.
 """
 
+from csfm_jax.commands import options
 from data_pipelines.errors import BadInput
 
 _RULES = ("f1", "youden", "specificity")
@@ -11,19 +12,13 @@ _FEW = 20  # cases of the rarer class: below, a threshold is that of a few peopl
 
 
 def arguments(parser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="work directory of csfm finetune, or one step in it")
-    parser.add_argument("--store", required=True, help="a store, a folder of stores, or several separated by commas")
+    options.of_fine_tuned(parser, "calibrate", "validation")
     parser.add_argument(
         "--rule", choices=_RULES, default="f1",
         help="what a label's threshold maximises: F1; sensitivity + specificity (youden); or the sensitivity at a "
         "specificity of --specificity or more",
     )  # fmt: skip
     parser.add_argument("--specificity", type=float, default=0.95, help="for --rule=specificity; 0 to 1 [0.95]")
-    parser.add_argument(
-        "--unchecked-subjects", action="store_true",
-        help="calibrate even where nothing tells whether validation subjects were trained on",
-    )  # fmt: skip
-    parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
 
 
 def run(args) -> None:

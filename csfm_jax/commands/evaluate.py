@@ -16,6 +16,7 @@ import math
 import os
 from pathlib import Path
 
+from csfm_jax.commands import options
 from data_pipelines.errors import BadInput
 
 _OF_STUDY = ("tasks", "models", "workdir")
@@ -24,7 +25,7 @@ _OF_PROBE = ("checkpoint", "labels", "output")
 
 def arguments(parser) -> None:
     parser.set_defaults(config=None)  # overrides go to the fine-tunings of a study
-    parser.add_argument("--store", required=True, help="a store, a folder of stores, or several separated by commas")
+    options.of_stores(parser, "evaluate", "test")
     study = parser.add_argument_group("a study")
     study.add_argument("--tasks", help="as of csfm finetune, separated by commas")
     study.add_argument("--models", help="separated by commas; every other one is compared with the first")
@@ -37,6 +38,10 @@ def arguments(parser) -> None:
         "--label-fractions", metavar="1/N", default="1",
         help="down to which power of two of the train patients probes and trees are fitted again",
     )  # fmt: skip
+    study.add_argument(
+        "--label-networks", metavar="A,B",
+        help="which of the models are fine-tuned again on each of these fractions too: as many fine-tunings more",
+    )  # fmt: skip
     study.add_argument("--similarity", metavar="A,B", help="two of the models whose layers are compared by linear CKA")
     study.add_argument("--workers", type=int, default=0, help="processes that measure features for trees")
     study.add_argument("--stopped-code", type=int, default=0, metavar="CODE", help="as in `csfm train`")
@@ -44,13 +49,8 @@ def arguments(parser) -> None:
     probe.add_argument("--checkpoint", help="work directory, its checkpoints folder, or one step; here, gs://, s3://")
     probe.add_argument("--labels", help='patterns separated by commas; "superclass/*" if none is given')
     probe.add_argument("--output", help="results as JSON")
-    parser.add_argument(
-        "--unchecked-subjects", action="store_true",
-        help="evaluate even where nothing tells whether test subjects were trained on (see `csfm data overlap`)",
-    )  # fmt: skip
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates")
     parser.add_argument("--seed", type=int, default=0, help="of random networks, trees, subsets and the bootstrap")
-    parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
 
 
 def run(args) -> int:
@@ -79,8 +79,9 @@ def _study(args) -> int:
     if jax.config.jax_compilation_cache_dir is None:  # one for all cells
         jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
     settings = cells.Settings(
-        args.store, stores, args.overrides, args.seed, args.unchecked_subjects, halvings, args.workers
-    )
+        args.store, stores, args.overrides, args.seed, args.unchecked_subjects, halvings, args.workers,
+        tuple(filter(None, (word.strip() for word in (args.label_networks or "").split(",")))),
+    )  # fmt: skip
     planned = study.plan(settings, args.tasks, args.models, args.sensors, args.similarity, folder)
     try:
         study.run(planned)

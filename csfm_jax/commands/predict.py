@@ -11,23 +11,18 @@ was recorded, and recordings.parquet, whose they are and how far the two are apa
 
 from pathlib import Path
 
+from csfm_jax.commands import options
 from data_pipelines.errors import BadInput
 
 
 def arguments(parser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="work directory of csfm finetune, or one step in it")
-    parser.add_argument("--store", required=True, help="a store, a folder of stores, or several separated by commas")
+    options.of_fine_tuned(parser, "predict", "test")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
     parser.add_argument("--output", required=True, type=Path, help="a .parquet or .npz file; of signals, a new folder")
-    parser.add_argument(
-        "--unchecked-subjects", action="store_true",
-        help="predict even where nothing tells whether test subjects were trained on (see `csfm data overlap`)",
-    )  # fmt: skip
     parser.add_argument(
         "--blind", action="store_true",
         help="of signals: predict from inputs as they were recorded, of recordings that need not hold the targets",
     )  # fmt: skip
-    parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
 
 
 def run(args) -> None:

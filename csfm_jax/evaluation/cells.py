@@ -18,11 +18,12 @@ import numpy as np
 from csfm_jax import encoding
 from csfm_jax.commands import finetune
 from csfm_jax.config import Config
-from csfm_jax.evaluation import features, leakage, prediction_files, sensors, tabular
+from csfm_jax.evaluation import features, label_budget, leakage, prediction_files, sensors, tabular
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.evaluation.predictions import Predictions
 from csfm_jax.evaluation.sensors import ALL, Sensors
-from csfm_jax.evaluation.study_models import FINE_TUNED, TREES, Model
+from csfm_jax.evaluation.study_models import FINE_TUNED, TABULAR, TREES, Model
+from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.tasks.resolve import Resolved, read_tokens, resolve
 from csfm_jax.tasks.task import Task
 from data_pipelines.config import WindowConfig
@@ -47,6 +48,7 @@ class Settings:
         where: of the stores, as given; stores: opened. overrides: of the fine-tunings. seed: of random networks, trees
             and subsets. unchecked: whether test subjects need not be comparable with those of the pretraining.
         halvings: of the train patients, for label efficiency; 0 = none. workers: processes that measure for trees.
+        halved: words of networks that are taught again on fewer patients.
     """
 
     where: str
@@ -56,6 +58,7 @@ class Settings:
     unchecked: bool
     halvings: int
     workers: int
+    halved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,18 @@ class Cell:
                 return f"no {split} recording with sensors that the model reads"
         return None
 
+    @cached_property
+    def patients(self) -> list[np.ndarray]:
+        """Whom it may learn from: all labelled train patients, and nested halves of them."""
+        settings = self.settings
+        return label_budget.patients(settings.stores, self.resolved.labels, self.task, settings.halvings, settings.seed)
+
+    @property
+    def halvings(self) -> int:
+        """How often its train patients are halved."""
+        fewer = self.model.kind in TABULAR or self.model.word in self.settings.halved
+        return self.settings.halvings if fewer else 0
+
     @property
     def status(self) -> dict:
         """What was written of it: {"failed": reason or None, "left_out": {sensors: reason}, ...}; {} before."""
@@ -127,7 +142,7 @@ def run(cell: Cell) -> None:
     try:
         if cell.model.provenance:
             leakage.check(cell.settings.stores, cell.model.provenance, cell.settings.unchecked, cell.model.word)
-        make = _table_files if cell.model.kind in ("linear", "random", TREES) else _network_files
+        make = _table_files if cell.model.kind in TABULAR else _network_files
         make(cell, there)
         note(cell, told | {"failed": None, "seconds": round(time.time() - began, 1)})
     except BadInput as error:
@@ -148,11 +163,10 @@ def note(cell: Cell, values: dict) -> None:
 
 def _wanted(cell: Cell, subsets: list[Sensors]) -> list[Path]:
     """The files that are not there yet."""
-    tabular_kind = cell.model.kind in ("linear", "random", TREES)
     files = [cell.file(s, TRAINED, split) for s in subsets for split in SPLITS]
-    if tabular_kind:
+    if cell.model.kind in TABULAR:
         files += [cell.file(s, REFITTED, split) for s in subsets if s.word != ALL for split in SPLITS]
-        files += [cell.file(subsets[0], TRAINED, "test", k) for k in range(1, cell.settings.halvings + 1)]
+    files += [cell.file(subsets[0], TRAINED, "test", k) for k in range(1, cell.halvings + 1)]
     return [file for file in files if not file.exists()]
 
 
@@ -165,18 +179,30 @@ def _network_files(cell: Cell, subsets: list[Sensors]) -> None:
     """Predictions of a fine-tuned network, the same weights for every subset of sensors."""
     model = FineTuned.load(_taught(cell))
     for subset in subsets:
-        stores = sensors.seen(cell.settings.stores, subset)
-        for split in SPLITS:
-            target = cell.file(subset, TRAINED, split)
-            if not target.exists():
-                _write(cell, model.predict(stores, split), target, model.config.adaptation.labels)
+        _predict(cell, model, subset, SPLITS)
+    for k in range(1, cell.halvings + 1):
+        if not cell.file(subsets[0], TRAINED, "test", k).exists():
+            _predict(cell, FineTuned.load(_taught(cell, k)), subsets[0], ("test",), k)
 
 
-def _taught(cell: Cell) -> Path | str:
-    """Where the fine-tuned network lies, once `csfm finetune` is through with it."""
+def _predict(cell: Cell, model: FineTuned, subset: Sensors, splits: tuple[str, ...], halvings: int = 0) -> None:
+    stores, labels = sensors.seen(cell.settings.stores, subset), model.config.adaptation.labels
+    # of a network that was taught elsewhere nobody knows on whom
+    told = {"train_patients": len(cell.patients[halvings])} if cell.model.kind != "given" else {}
+    for split in splits:
+        target = cell.file(subset, TRAINED, split, halvings)
+        if not target.exists():
+            _write(cell, model.predict(stores, split), target, labels, **told)
+
+
+def _taught(cell: Cell, halvings: int = 0) -> Path | str:
+    """Where the fine-tuned network lies, once `csfm finetune` is through with it; halvings: of its train patients."""
     if cell.model.kind == "given":
         return cell.model.source
     config, workdir = cell.config, cell.folder / "fine_tuning"
+    if halvings:
+        ours = dataclasses.replace(config.adaptation, halvings=halvings, halvings_seed=cell.settings.seed)
+        config, workdir = dataclasses.replace(config, adaptation=ours), cell.folder / f"fine_tuning.half-{halvings}"
     resolved = resolve(config, cell.settings.stores)
     config = finetune.with_rows(resolved.adapted(config), cell.settings.stores)
     from csfm_jax.training.loop import train
@@ -200,19 +226,20 @@ def _table_files(cell: Cell, subsets: list[Sensors]) -> None:
     if not all(len(one.labelled(0)) for one in known):
         expected = "some, with every subset of the sensors"
         raise BadInput(f"task {cell.task.name}", "no labelled train recording", expected, "use fewer --sensors")
-    fractions = tabular.train_subsets(whole, cell.task, cell.settings.halvings, cell.settings.seed)
+    fractions = tabular.train_subsets(whole, cell.patients)
 
     def write(pair, subset, reading, k=0):
         for split, found in zip(SPLITS, pair):
             if not k or split == "test":
                 target = cell.file(subset, reading, split, k)
-                _write(cell, found, target, cell.resolved.labels, train_patients=fractions[k][0].patients)
+                number = len(np.unique(whole.subject[fractions[k]]))
+                _write(cell, found, target, cell.resolved.labels, train_patients=number)
 
     for subset, pair in zip(subsets, tabular.fitted(fit, whole, known)):
         write(pair, subset, TRAINED)
     for subset, one in zip(subsets[1:], known[1:]):
         write(tabular.fitted(fit, one, [one])[0], subset, REFITTED)
-    for k, (_, rows) in enumerate(fractions[1:], 1):
+    for k, rows in enumerate(fractions[1:], 1):
         write(tabular.fitted(fit, whole, [whole], rows)[0], subsets[0], TRAINED, k)
 
 
@@ -256,7 +283,7 @@ def window(cell: Cell) -> WindowConfig:
     return dataclasses.replace(window, most_per_recording=cell.task.windows(window.seconds))
 
 
-def network(cell: Cell) -> encoding.LoadedEncoder:
+def network(cell: Cell) -> LoadedEncoder:
     """The encoder of a complete cell, or of one that is frozen."""
     if cell.model.kind == "random":
         spec = cell.settings.stores[0].spec

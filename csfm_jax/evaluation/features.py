@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csfm_jax.encoding import LoadedEncoder
 from csfm_jax.evaluation.protocol import SPLITS
+from csfm_jax.loaded_encoder import LoadedEncoder
 from data_pipelines import loader, windows
 from data_pipelines.batch import TokenBatch
 from data_pipelines.config import WindowConfig

@@ -16,6 +16,7 @@ from csfm_jax.embedding import given_channels
 from csfm_jax.evaluation import calibrated, prediction_files, translated
 from csfm_jax.evaluation.calibrated import Calibrated
 from csfm_jax.evaluation.predictions import Predictions, Split
+from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.models import lora
 from csfm_jax.objectives.supervised import Supervised
 from csfm_jax.objectives.translation import Translation
@@ -102,7 +103,7 @@ class FineTuned(NamedTuple):
         given, mains = given_channels(signal, rate, channels, unit, mains)
         made = preprocess.prepare(given, spec=self.spec, mains=mains)
         tokens = read_tokens(self.config)
-        reader = encoding.LoadedEncoder(replace(self.config, tokens=tokens), self.objective.encoder, self.spec)
+        reader = LoadedEncoder(replace(self.config, tokens=tokens), self.objective.encoder, self.spec)
         starts, length = _starts(window := self.config.data.window, made.seconds, self.task.windows(window.seconds))
         windows = [reader.window_at(made, start, length).channels for start in starts]
         longest = 1 + max(sum(len(x) // tokens.patch[modality_of(c).name] for c, x in w) for w in windows)

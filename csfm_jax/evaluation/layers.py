@@ -4,9 +4,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from csfm_jax.encoding import LoadedEncoder
 from csfm_jax.evaluation.features import reading
 from csfm_jax.evaluation.similarity import MinibatchCKA
+from csfm_jax.loaded_encoder import LoadedEncoder
 from data_pipelines.config import WindowConfig
 from data_pipelines.store import Store
 

@@ -104,12 +104,14 @@ def _measured(store, recording, count, member, values) -> Predictions:
     return Predictions(store, recording, count, (total / of).astype(np.float32), of[:, :: len(MEASURED)])
 
 
-def figures(task: tasks.Task, outputs: tuple[str, ...], predictions: Predictions) -> dict[str, float]:
+def figures(
+    task: tasks.Task, outputs: tuple[str, ...], predictions: Predictions, read=task_figures.judged_by
+) -> dict[str, float]:
     """The task's metrics (`Task.metrics`), and each output's own where there are several; NaN where not defined.
 
     Args:
-        outputs: names of the columns of `predictions.values`.
+        outputs: names of the columns of `predictions.values`. read: `task_figures.judged_by`, or `validated_by`.
     """
     values, labels = predictions.values.astype(np.float64), predictions.labels.astype(np.float64)
-    found = task_figures.judged_by(task, outputs, values, labels).under(None)
+    found = read(task, outputs, values, labels).under(None)
     return {name: float(value[0]) for name, value in found.items()}

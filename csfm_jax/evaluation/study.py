@@ -81,6 +81,7 @@ def plan(
         raise BadInput("--tasks", found, "one task or more, each once", "correct the list")
     found = [tasks.get(name) for name in named]
     models = study_models.parse(model_words, settings.stores, settings.overrides)
+    _check_halved(settings, models)
     setups = [_setup(task, settings, sensor_words) for task in found]
     _check_sensors(sensor_words, setups)
     made = [
@@ -106,6 +107,15 @@ def plan(
 def _cut(settings: Settings, task: Task) -> Settings:
     """The settings with the stores as the task's stretches."""
     return settings if task.cut is None else dataclasses.replace(settings, stores=cut(task, settings.stores))
+
+
+def _check_halved(settings: Settings, models: list[Model]) -> None:
+    taught = [m.word for m in models if m.kind in FINE_TUNED]
+    if strange := sorted({*settings.halved} - {*taught}):
+        expected = "some of --models that are fine-tuned here: " + (", ".join(taught) or "there is none")
+        raise BadInput(f"--label-networks={strange[0]}", "none of them", expected, "correct it")
+    if settings.halved and not settings.halvings:
+        raise BadInput("--label-networks", "models without fractions", "--label-fractions=1/2 or less", "add it")
 
 
 def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:

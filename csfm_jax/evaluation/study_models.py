@@ -23,8 +23,13 @@ FINE_TUNED = {
 PROBED = ("linear", "random")
 BASELINES = ("benchmark_s4", "benchmark_net1d")
 TREES = "trees"
+TABULAR = (*PROBED, TREES)  # fitted on a table of features
 _DECIDED = ("adaptation.trainable", "adaptation.head", "adaptation.task")  # by --models and --tasks
-_OF_LORA = ("adaptation.lora_rank", "adaptation.lora_alpha")
+# fields -> the kinds of models that read them; overrides of the others go to all
+_READ_BY = {
+    "adaptation.lora_rank": ("lora",), "adaptation.lora_alpha": ("lora",),
+    "adaptation.rates": ("finetuned", "scratch"), "adaptation.layer_decay": ("finetuned", "scratch"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Model:
 
     def fine_tuning(self, overrides: list[str]) -> list[str]:
         """The overrides of its `csfm finetune`: the word's, then those of the study."""
-        mine = [w for w in overrides if self.kind == "lora" or _field(w) not in _OF_LORA]
+        mine = [w for w in overrides if self.kind in _READ_BY.get(_field(w), (self.kind,))]
         given = {_field(word) for word in mine}
         return [word for word in FINE_TUNED[self.kind] if _field(word) not in given] + mine
 

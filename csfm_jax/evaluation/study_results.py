@@ -1,20 +1,20 @@
 """What the predictions of a study say: figures with intervals, paired differences, ranks, label efficiency."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from csfm_jax.evaluation import decisions, prediction_files, ranking, sensors, tables, task_figures
+from csfm_jax.evaluation import decisions, label_curves, prediction_files, ranking, sensors, tables, task_figures
 from csfm_jax.evaluation.bootstrap import Interval, Replicates, interval
 from csfm_jax.evaluation.cells import REFITTED, SPLITS, TRAINED
-from csfm_jax.evaluation.label_efficiency import LabelRatio, label_ratio
+from csfm_jax.evaluation.label_curves import Curve
 from csfm_jax.evaluation.prediction_files import Read
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study import Study, TaskSetup
-from csfm_jax.evaluation.study_models import TREES
+from csfm_jax.evaluation.study_reads import in_order, main_figure
 
 COLUMNS = (
     "task", "model", "sensors", "reading", "recordings", "fraction", "against", "figure", "label", "point", "low",
@@ -65,15 +65,6 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A model's error after training on fewer patients: sizes [p], errors on all draws, ratio to trees or None."""
-
-    sizes: np.ndarray
-    errors: Replicates
-    ratio: LabelRatio | None
-
-
-@dataclass(frozen=True)
 class Results:
     """Attributes: study. groups. ranks, or None with fewer than two models. curves: task -> model -> `Curve`. tables:
     (task, model) -> `tables.label_table`. notes: lines on what was left out."""
@@ -102,7 +93,7 @@ def gather(study: Study, replicates: int, seed: int) -> Results:
         groups += mine
         for word, judged in mine[0].models.items() if mine and setup.task.kind == "multilabel" else ():
             labelled[setup.task.name, word] = _label_table(judged)
-        curves[setup.task.name] = _curves(study, setup, replicates, seed)
+        curves[setup.task.name] = label_curves.curves(study, setup, replicates, seed)
     notes += _label_notes(labelled)
     for cell in study.cells:
         notes += [f"{cell.task.name}: {cell.model.word} with the sensors {word}: {why}"
@@ -144,24 +135,12 @@ def _read_models(study, setup, subset, reading, notes) -> dict[str, tuple[Read, 
         files = [cell.file(subset, reading, split) for split in SPLITS]
         if cell.status.get("failed", "") is not None or not all(file.exists() for file in files):
             continue
-        both = [_in_order(prediction_files.read(file), setup) for file in files]
+        both = [in_order(prediction_files.read(file), setup) for file in files]
         if None in both:
             notes.append(f"{setup.task.name}: {cell.model.word} was taught other labels than these stores hold")
         else:
             found[cell.model.word] = both
     return found
-
-
-def _in_order(read: Read, setup: TaskSetup) -> Read | None:
-    names = setup.resolved.labels
-    outputs = setup.task.outputs(names)
-    if not set(outputs) <= set(read.outputs) or not set(names) <= set(read.labels_of):
-        return None
-    columns = [read.outputs.index(name) for name in outputs], [read.labels_of.index(name) for name in names]
-    known = ~np.isnan(read.labels[:, columns[1]]).all(axis=1)
-    chosen = read._replace(outputs=outputs, labels_of=names, values=read.values[:, columns[0]],
-                           labels=read.labels[:, columns[1]])  # fmt: skip
-    return chosen.rows(known)
 
 
 def _group(setup, subset, reading, recordings, read, replicates, seed) -> Group:
@@ -211,16 +190,6 @@ def _label_notes(labelled: dict) -> list[str]:
     return list(lines)
 
 
-def main_figure(setup: TaskSetup, test: Read) -> Callable[[np.ndarray], np.ndarray]:
-    """The figure that a task is ranked by, under weights [R, n]."""
-    name = task_figures.MAIN[setup.task.kind]
-    if name == "z_error":
-        scale = np.asarray(setup.resolved.scale)
-        return lambda weights: task_figures.metrics.z_error(test.values, test.labels, scale, weights).value
-    ready = task_figures.judged_by(setup.task, test.outputs, test.values, test.labels)
-    return lambda weights: ready.under(weights)[name]
-
-
 def _ranks(study: Study, groups: list[Group], replicates: int, seed: int) -> ranking.RankTable | None:
     """Over the tasks, of the models that have a figure in every one of them."""
     whole = [g for g in groups if (g.subset.word, g.reading, g.recordings) == (ALL, TRAINED, EVERY)]
@@ -248,47 +217,6 @@ def _has(group: Group, word: str, figure: str) -> bool:
     return word in group.models and np.isfinite(group.models[word].figures[figure].point)
 
 
-def _curves(study: Study, setup: TaskSetup, replicates: int, seed: int) -> dict[str, Curve]:
-    """Errors on the same test recordings, on the same draws, after training on ever fewer patients."""
-    files: dict[str, list[Path]] = {}
-    for cell in study.of(setup.task.name):
-        wanted = [cell.file(setup.subsets[0], TRAINED, "test", k) for k in range(study.settings.halvings + 1)]
-        if study.settings.halvings and all(file.exists() for file in wanted):
-            files[cell.model.word] = wanted
-    read = {word: [_in_order(prediction_files.read(file), setup) for file in them] for word, them in files.items()}
-    if not read or setup.task.kind == "survival":
-        return {}
-    common = set.intersection(*(set(one.key) for them in read.values() for one in them))
-    aligned = {word: [one.rows(np.array([i for i in np.argsort(one.key) if one.key[i] in common], int)) for one in them]
-               for word, them in read.items()}  # fmt: skip
-    subjects = next(iter(aligned.values()))[0].subject
-    regression = setup.task.kind == "regression"
-
-    def error_of(test):
-        figure = main_figure(setup, test)
-        return figure if regression else (lambda weights: 1 - figure(weights))
-
-    errors = {}
-    for word, them in aligned.items():
-        found = task_figures.bootstrap.replicate([error_of(one) for one in them], subjects, replicates, seed)
-        sizes = np.array([one.told["train_patients"] for one in read[word]], float)
-        errors[word] = sizes, found
-    return {word: Curve(sizes, found, _ratio(word, errors)) for word, (sizes, found) in errors.items()}
-
-
-def _ratio(word: str, errors: dict) -> LabelRatio | None:
-    """Against trees, the baseline that is trained on nothing else; None where too few sizes have an error."""
-    if word == TREES or TREES not in errors:
-        return None
-    sizes, mine = errors[word]
-    theirs = errors[TREES][1]
-    known = ~np.isnan(mine.point) & ~np.isnan(theirs.point)
-    if len(np.unique(sizes[known])) < 3:
-        return None
-    some = [Replicates(r.point[known], r.drawn[known]) for r in (mine, theirs)]
-    return label_ratio(sizes[known], *some)
-
-
 def rows(results: Results) -> list[tuple]:
     """The long table: a row a figure of a model, in the order of `COLUMNS`."""
     found = []
@@ -314,10 +242,14 @@ def rows(results: Results) -> list[tuple]:
 
 def write(results: Results, target: Path) -> None:
     """The long table as Parquet, whole or not at all."""
+    write_rows(rows(results), target)
+
+
+def write_rows(every: list[tuple], target: Path) -> None:
+    """Rows in the order of `COLUMNS`, as Parquet, whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    every = rows(results)
     kinds = dict.fromkeys(COLUMNS, pa.string()) | dict.fromkeys(("fraction", "point", "low", "high"), pa.float64())
     kinds |= dict.fromkeys(("cases", "patients"), pa.int64())
     arrays = [pa.array([row[i] for row in every], kinds[name]) for i, name in enumerate(COLUMNS)]

@@ -13,7 +13,6 @@ from scipy.special import expit, softmax
 from threadpoolctl import threadpool_limits
 
 from csfm_jax.evaluation import probes
-from csfm_jax.evaluation.label_efficiency import Subset, nested_subsets
 from csfm_jax.evaluation.predictions import Predictions
 from csfm_jax.evaluation.probes import Cases
 from csfm_jax.evaluation.protocol import Recordings
@@ -85,11 +84,18 @@ def fitted(fit: Fit, on: Known, asked: list[Known], train: np.ndarray | None = N
     return [each[i : i + 2] for i in range(0, len(each), 2)]
 
 
-def train_subsets(on: Known, task: Task, halvings: int, seed: int) -> list[tuple[Subset, np.ndarray]]:
-    """Nested fractions of the train patients with the rows of the table that they are; see `nested_subsets`."""
+def train_subsets(on: Known, patients: list[np.ndarray]) -> list[np.ndarray]:
+    """Labelled train rows of the table of each set of patients; of `label_budget.patients`, the largest first.
+
+    Raises:
+        BadInput: the table holds none of the patients of a set.
+    """
     train = on.labelled(0)
-    labels = None if task.kind in ("regression", "survival") else on.labels[train]
-    return [(some, train[some.cases]) for some in nested_subsets(on.subject[train], labels, halvings, seed)]
+    found = [train[np.isin(on.subject[train], chosen)] for chosen in patients]
+    if not all(len(rows) for rows in found):
+        where, told = "--label-fractions", "a fraction of the train patients without a recording that the model reads"
+        raise BadInput(where, told, "recordings in each", "ask for fewer halvings")
+    return found
 
 
 def linear(task: Task) -> Fit:

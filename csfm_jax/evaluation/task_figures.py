@@ -51,6 +51,16 @@ def judged_by(task: Task, outputs: Sequence[str], values: np.ndarray, labels: np
     return Figures([*exclusive, _ranked("auroc", metrics.auroc, outputs, values, labels)])
 
 
+def validated_by(task: Task, outputs: Sequence[str], values: np.ndarray, labels: np.ndarray) -> Figures:
+    """What validation prints while a task is learned: as `judged_by`, and of several labels the best macro F1, with
+    thresholds chosen on these very cases: the figure by which CSFM's recipe keeps an epoch."""
+    plain = judged_by(task, outputs, values, labels)
+    if task.kind != "multilabel":
+        return plain
+    at_best = _at_thresholds(outputs, values, labels, decisions.choose_thresholds(values, labels))
+    return Figures([plain.under, lambda weights: {"macro_f1": at_best(weights)["macro_f1"]}])
+
+
 def all_of(
     task: Task,
     outputs: Sequence[str],
@@ -77,23 +87,31 @@ def all_of(
         _ranked("sensitivity_at_specificity", metrics.sensitivity_at_specificity, outputs, values, labels),
     ]
     if task.kind == "multiclass":
-        return Figures([*readers, _agreement(values, labels, ("accuracy", "balanced_accuracy", "kappa", "macro_f1"))])
-    thresholds = decisions.choose_thresholds(*validation)
-    scaled = scaled_probabilities(values, validation)
+        at = _agreement(values, labels, ("accuracy", "balanced_accuracy", "kappa", "macro_f1"))
+    else:
+        at = _at_thresholds(outputs, values, labels, decisions.choose_thresholds(*validation))
+    known, scaled = exclusive_or_any(task, labels), scaled_probabilities(task, values, validation)
     return Figures(
-        [
-            *readers,
-            _at_thresholds(outputs, values, labels, thresholds),
-            _calibrated("", outputs, values, labels),
-            _calibrated("_scaled", outputs, scaled, labels),
-        ]
+        [*readers, at, _calibrated("", outputs, values, known), _calibrated("_scaled", outputs, scaled, known)]
     )
 
 
-def scaled_probabilities(values: np.ndarray, validation: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Probabilities [n, K] after temperature scaling fitted on validation cases (values, labels)."""
-    fitted = calibration.fit_temperatures(log_odds(validation[0]), validation[1])
-    return fitted.probabilities(log_odds(values))
+def scaled_probabilities(task: Task, values: np.ndarray, validation: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Probabilities [n, K] after temperature scaling fitted on validation cases (values, labels): one temperature a
+    label, or one of classes that exclude each other; as they are where no validation case is labelled."""
+    if task.kind != "multiclass":
+        fitted = calibration.fit_temperatures(log_odds(validation[0]), validation[1])
+        return fitted.probabilities(log_odds(values))
+    truth = _classes(validation[1])
+    if not (truth >= 0).any():
+        return np.asarray(values, np.float64)
+    said, wanted = (np.log(np.clip(np.asarray(v, np.float64), _CERTAIN, 1)) for v in (validation[0], values))
+    return calibration.fit_temperature(said, truth).probabilities(wanted)
+
+
+def exclusive_or_any(task: Task, labels: np.ndarray) -> np.ndarray:
+    """Labels [n, K]; of exclusive classes NaN in cases that have not exactly one."""
+    return np.where((_classes(labels) >= 0)[:, None], labels, np.nan) if task.kind == "multiclass" else labels
 
 
 def log_odds(probability: np.ndarray) -> np.ndarray:
@@ -128,8 +146,14 @@ def _whole(task: Task, values, labels):
     """Of exclusive classes, the cases with exactly one."""
     if task.kind != "multiclass":
         return values, labels
-    whole = ~np.isnan(labels).any(axis=1) & (np.nansum(labels, axis=1) == 1)
+    whole = _classes(labels) >= 0
     return values[whole], labels[whole]
+
+
+def _classes(labels: np.ndarray) -> np.ndarray:
+    """[n] int, -1 where a case has not exactly one class."""
+    known = ~np.isnan(labels).any(axis=1) & (np.nansum(labels, axis=1) == 1)
+    return np.where(known, np.nan_to_num(labels).argmax(axis=1), -1)
 
 
 def _named(name: str, outputs: Sequence[str], found: metrics.Macro, mean: str = "macro_") -> dict[str, np.ndarray]:
@@ -181,8 +205,7 @@ def _survival(values, labels) -> Reader:
 
 
 def _agreement(values, labels, names) -> Reader:
-    known = ~np.isnan(labels).any(axis=1) & (np.nansum(labels, axis=1) == 1)
-    truth = np.where(known, np.nan_to_num(labels).argmax(axis=1), -1)
+    truth = _classes(labels)
 
     def read(weights):
         found = decisions.agreement(values.argmax(axis=1), truth, values.shape[1], weights)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from csfm_jax.encoding import LoadedEncoder
+from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.models.vocabulary import Vocabulary
 from data_pipelines.config import TokenConfig, WindowConfig
 from data_pipelines.signals import CHANNEL_ID, CHANNELS, MODALITIES, modality_of

@@ -16,8 +16,9 @@ import numpy as np
 from flax import nnx
 
 from csfm_jax.config import Config
-from csfm_jax.encoding import LoadedEncoder, with_params
+from csfm_jax.encoding import with_params
 from csfm_jax.export.names import from_torch, published_names
+from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.models.config import EncoderConfig
 from csfm_jax.models.encoder import Encoder
 from data_pipelines.config import DataConfig, TokenConfig, WindowConfig

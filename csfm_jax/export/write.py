@@ -23,9 +23,9 @@ from safetensors.numpy import save_file
 import data_pipelines
 from csfm_jax import encoding
 from csfm_jax.config import Config
-from csfm_jax.encoding import LoadedEncoder
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.export import card, golden, names, task
+from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.models.vocabulary import Vocabulary
 from csfm_jax.training import checkpoint

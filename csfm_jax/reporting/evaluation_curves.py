@@ -29,12 +29,13 @@ def roc(group: Group) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def reliability(group: Group, scaled: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """model -> (mean probability, share of positives) of bins that hold equally many cases; scaled: by temperatures."""
-    found = {}
+    found, task = {}, group.setup.task
     for word, judged in group.models.items():
         values, labels = judged.test.values, judged.test.labels
         if scaled:
             both = judged.validation.values, judged.validation.labels
-            values = task_figures.scaled_probabilities(values, both)
+            values = task_figures.scaled_probabilities(task, values, both)
+        labels = task_figures.exclusive_or_any(task, labels)
         known = ~np.isnan(labels)
         if known.any():
             curve = calibration.reliability(values[known], labels[known] > 0.5, _BINS, equal_mass=True)

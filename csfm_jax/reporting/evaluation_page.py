@@ -19,7 +19,8 @@ from csfm_jax.reporting import charts, evaluation_curves, evaluation_errors, mar
 _SHOWN = {
     "multilabel": ("macro_auroc", "macro_average_precision", "macro_sensitivity_at_specificity", "macro_f1", "brier",
                    "calibration_error", "calibration_error_scaled"),
-    "multiclass": ("macro_auroc", "macro_average_precision", "accuracy", "balanced_accuracy", "kappa", "macro_f1"),
+    "multiclass": ("macro_auroc", "macro_average_precision", "accuracy", "balanced_accuracy", "kappa", "macro_f1",
+                   "brier", "calibration_error", "calibration_error_scaled"),
     "regression": ("z_error", "mean_absolute_error", "r2"),
     "survival": ("concordance",),
     "signal": ("correlation", "mean_absolute_error", "root_mean_square_error", "heart_rate_error", "heart_rate_found"),
@@ -28,7 +29,7 @@ NAMES = {
     "macro_auroc": "AUROC", "macro_average_precision": "AUPRC", "macro_f1": "F1", "brier": "Brier score",
     "macro_sensitivity_at_specificity": "sensitivity at 95 % specificity", "calibration_error": "ECE",
     "calibration_error_scaled": "ECE, temperature-scaled", "z_error": "z-normalised MAE", "r2": "R²",
-    "mean_absolute_error": "MAE", "concordance": "Harrell's C", "macro_macro_f1": "F1",
+    "mean_absolute_error": "MAE", "concordance": "Harrell's C",
     "root_mean_square_error": "RMSE", "correlation": "Pearson's r", "heart_rate_error": "heart rate error (1/min)",
 }  # fmt: skip
 
@@ -94,7 +95,8 @@ def _task(results: Results, setup: TaskSetup, alike: np.ndarray | None) -> str:
     parts += [_figures(group), _pictures(group), _by_sensors(results, setup), _by_modalities(results, setup)]
     parts += [_efficiency(results, setup), _labels(results, setup), _alike(alike)]
     if task.kind == "multilabel":
-        parts.append(evaluation_errors.section(group, results.study.settings.stores))
+        study = results.study
+        parts.append(evaluation_errors.section(group, study.settings.stores, study.of(task.name)))
     return "\n".join(filter(None, parts))
 
 
@@ -147,12 +149,11 @@ def _pictures(group: Group) -> str:
         evaluation_curves.roc(group), ("1 - specificity", "sensitivity, mean over labels"), diagonal=True
     )
     parts = [f"<figure>{roc}<figcaption>ROC</figcaption></figure>"]
-    if group.setup.task.kind == "multilabel":
-        for scaled, told in ((False, "as predicted"), (True, "temperature-scaled on validation")):
-            drawn = charts.curves(
-                evaluation_curves.reliability(group, scaled), ("probability", "share of positives"), diagonal=True
-            )
-            parts.append(f"<figure>{drawn}<figcaption>Reliability, {told}</figcaption></figure>")
+    for scaled, told in ((False, "as predicted"), (True, "temperature-scaled on validation")):
+        drawn = charts.curves(
+            evaluation_curves.reliability(group, scaled), ("probability", "share of positives"), diagonal=True
+        )
+        parts.append(f"<figure>{drawn}<figcaption>Reliability, {told}</figcaption></figure>")
     return f'<div class="grid">{"".join(parts)}</div>'
 
 
@@ -199,7 +200,8 @@ def _efficiency(results: Results, setup: TaskSetup) -> str:
     error = "z-normalised MAE" if setup.task.kind == "regression" else "1 - AUROC"
     drawn = charts.curves(series, ("labelled train patients", error), logarithmic=True)
     rows = [[word, _interval(curve.ratio.ratio)] for word, curve in curves.items() if curve.ratio]
-    told = markup.table(["model", "labels needed for what trees reach with all of them"], rows) if rows else ""
+    against = next(iter(curves.values())).against
+    told = markup.table(["model", f"labels needed for what {against} reaches with all of them"], rows) if rows else ""
     return f"<h3>With fewer labels</h3><figure>{drawn}</figure>{told}"
 
 

@@ -50,11 +50,14 @@ def table(header: list[str], rows: list[list]) -> str:
     return f"<table><tr>{top}</tr>" + "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows) + "</table>"
 
 
-def picture(store, recording: int, start: float, title: str = "") -> str | None:
+def picture(
+    store, recording: int, start: float, title: str = "", marked: dict[int, list[tuple]] | None = None
+) -> str | None:
     """Ten seconds on ECG paper as a data URI; None where nothing in it is valid.
 
     Args:
         store: opened. recording: row of its index. start: seconds into it. title: over the page.
+        marked: channel id -> stretches, as of `drawing.Trace`; None: none.
     """
     seconds = min(10.0, float(store.index.milliseconds[recording]) / 1000 - start)
     traces = []
@@ -62,7 +65,9 @@ def picture(store, recording: int, start: float, title: str = "") -> str | None:
         modality = modality_of(channel)
         samples = np.where(counts == INVALID, np.nan, counts * modality.step)
         if np.isfinite(samples).any():
-            traces.append(drawing.Trace(CHANNELS[channel].name, modality.unit, modality.rate, samples))
+            shaded = tuple(m for m in (marked or {}).get(channel, ()) if m[1] <= seconds + 1e-6)
+            name = CHANNELS[channel].name
+            traces.append(drawing.Trace(name, modality.unit, modality.rate, samples, marked=shaded))
     if not traces:
         return None
     stream = io.BytesIO()

@@ -29,6 +29,8 @@ class AdaptationConfig:
         lora_rank, lora_alpha: with "lora"; the update of a kernel is A B lora_alpha / lora_rank.
         loss: one of `task.LOSSES` of the task's kind; "" = the first.
         weigh_positives: with "bce", a label's positives weigh as much as its negatives in all train recordings.
+        halvings: how often the train patients are halved: nested subsets, for label efficiency; 0 = all learn.
+        halvings_seed: of the draw of these patients.
         labels: in the order of the outputs; of a signal task, the channels that are predicted. mean, scale: of a
             regression's labels, or of these channels' samples, among train recordings.
         positive_weight: of each label. These four come from the stores, and are found by `resolve`.
@@ -44,6 +46,8 @@ class AdaptationConfig:
     lora_alpha: float = 16.0
     loss: str = ""
     weigh_positives: bool = False
+    halvings: int = 0
+    halvings_seed: int = 0
     labels: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
@@ -86,12 +90,15 @@ def check(config: "Config") -> None:
         ("layer_decay", ours.layer_decay, 0 < ours.layer_decay <= 1, "above 0 and at most 1"),
         ("lora_alpha", ours.lora_alpha, ours.lora_alpha > 0, "above 0"),
         ("lora_rank", ours.lora_rank, ours.lora_rank >= 0, "0 or more"),
+        ("halvings", ours.halvings, ours.halvings >= 0, "0 or more"),
+        ("halvings_seed", ours.halvings_seed, ours.halvings_seed >= 0, "0 or more"),
     ):
         if not good:
             raise BadInput(f"config.adaptation.{name}", str(value), expected, "correct it")
     if (ours.trainable == "lora") != (ours.lora_rank > 0):
         found = f"{ours.lora_rank} with trainable={ours.trainable!r}"
         raise BadInput("config.adaptation.lora_rank", found, "1 or more with trainable=lora, else 0", "change one")
+    _check_read(ours)
     if (backbone := config.backbone.name) != "transformer":
         told = {"head": ours.head, "trainable": ours.trainable}
         if told["head"] != "linear" or ours.trainable == "lora":
@@ -127,3 +134,20 @@ def _check_signal(config: "Config") -> None:
     if config.objective.normalise_target:
         expected = "False: targets are measured against one mean and deviation a window"
         raise BadInput("config.objective.normalise_target", "True", expected, "leave it out")
+
+
+def _check_read(ours: AdaptationConfig) -> None:
+    """Refuses values that nothing would read beside `trainable` and `layer_decay`."""
+    usual, whole = AdaptationConfig(), ours.trainable == "all"
+    for name, read, remedy in (
+        (
+            "rates",
+            whole and ours.layer_decay != 1.0,
+            "a whole encoder is trained, at rates that fall (layer_decay < 1)",
+        ),
+        ("layer_decay", whole or ours.layer_decay == 1.0, "trainable=all: with head and lora one rate is learned at"),
+        ("lora_alpha", ours.trainable == "lora", "trainable=lora"),
+        ("halvings_seed", ours.halvings > 0, "halvings, 1 or more"),
+    ):
+        if not read and (value := getattr(ours, name)) != getattr(usual, name):
+            raise BadInput(f"config.adaptation.{name}", f"{value}, which nothing reads", remedy, "leave it out")

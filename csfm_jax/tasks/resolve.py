@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from csfm_jax import tasks
+from csfm_jax.evaluation import label_budget
 from csfm_jax.evaluation.protocol import Recordings
 from csfm_jax.tasks import resolve_signals
 from csfm_jax.tasks.task import Task
@@ -109,15 +110,33 @@ def resolve(config: "Config", stores: list[Store]) -> Resolved:
     kept = [i for i, name in enumerate(names) if name not in left_out]
     if task.kind == "multiclass" and len(kept) < 2:
         raise BadInput(f"--task={task.name}", "one class among train subjects", "two or more", "use other stores")
-    mean = scale = weight = ()
-    if task.kind == "regression":
-        mean = tuple(float(np.nanmean(train[:, i])) for i in kept)
-        scale = tuple(float(np.nanstd(train[:, i])) for i in kept)
-    if task.kind == "multilabel":
-        weight = tuple(float((train[:, i] == 0).sum() / (train[:, i] == 1).sum()) for i in kept)
+    kept_names = tuple(names[i] for i in kept)
+    learned = train[:, kept][_learned(config, stores, kept_names, everyone)]
+    mean, scale, weight = _statistics(task, learned, train[:, kept])
     known = ~np.isnan(labels[:, kept]).all(axis=1)
     counts = {s: int((known & (everyone.split == i)).sum()) for i, s in enumerate(("train", "validation", "test"))}
-    return Resolved(tuple(names[i] for i in kept), left_out, mean, scale, weight, counts)
+    return Resolved(kept_names, left_out, mean, scale, weight, counts)
+
+
+def _learned(config: "Config", stores, labels: tuple[str, ...], everyone: Recordings) -> np.ndarray:
+    """bool [train recordings]: which of them are learned from."""
+    adaptation = dataclasses.replace(config.adaptation, labels=labels)
+    among = label_budget.among(dataclasses.replace(config, adaptation=adaptation), stores)
+    train = everyone.split == 0
+    return np.ones(train.sum(), bool) if among is None else np.concatenate(among)[train]
+
+
+def _statistics(task: Task, learned: np.ndarray, train: np.ndarray) -> tuple[tuple, tuple, tuple]:
+    """Mean, scale and weight of positives of the labels; of a label whose values do not differ among the few that are
+    learned from, those of all train recordings."""
+    columns = [some if len(np.unique(some[~np.isnan(some)])) > 1 else every for some, every in zip(learned.T, train.T)]
+    mean = scale = weight = ()
+    if task.kind == "regression":
+        mean = tuple(float(np.nanmean(column)) for column in columns)
+        scale = tuple(float(np.nanstd(column)) for column in columns)
+    if task.kind == "multilabel":
+        weight = tuple(float((column == 0).sum() / (column == 1).sum()) for column in columns)
+    return mean, scale, weight
 
 
 def _check_sensors(task: Task, config: "Config", stores: list[Store]) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from csfm_jax.config import Config
-from csfm_jax.encoding import LoadedEncoder, load, load_objective
+from csfm_jax.encoding import load, load_objective
+from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.training import record
 from csfm_jax.training.state import TrainState
 from data_pipelines.errors import BadInput

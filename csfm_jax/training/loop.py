@@ -11,6 +11,7 @@ import numpy as np
 
 from csfm_jax import sharding
 from csfm_jax.config import Config
+from csfm_jax.evaluation import label_budget
 from csfm_jax.models import config as model_config
 from csfm_jax.models import flops
 from csfm_jax.tasks.resolve import read_stores, read_tokens
@@ -327,6 +328,7 @@ def _loader(config: Config, stores, plans_dir: Path, state: dict | None, share: 
     loader = make_loader(
         read_stores(config, stores), read_tokens(config), config.data, plans_dir=plans_dir, host=share.number,
         hosts=share.parts, state=state, hide=not config.adaptation.task, label_names=config.adaptation.labels,
+        among=label_budget.among(config, stores),
     )  # fmt: skip
     try:  # before the first step: hosts that disagreed would train on batches that nobody planned
         remedy = "copy the stores again, or let all hosts read them from one place"

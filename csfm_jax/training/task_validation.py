@@ -8,6 +8,7 @@ import numpy as np
 
 from csfm_jax import sharding, tasks
 from csfm_jax.config import Config
+from csfm_jax.evaluation import task_figures
 from csfm_jax.evaluation.predictions import Split, figures
 from csfm_jax.training import step
 from csfm_jax.training.metrics import averages
@@ -45,5 +46,6 @@ class TaskValidation:
                 for name, value in more.items():
                     into[name] = into.get(name, 0.0) + float(value)
         task = tasks.get(self._adaptation.task)
-        measured = figures(task, task.outputs(self._adaptation.labels), self._split.averaged(found))
+        names = task.outputs(self._adaptation.labels)
+        measured = figures(task, names, self._split.averaged(found), task_figures.validated_by)
         return {f"validation/{name}": value for name, value in (averages(sums, counts) | measured).items()}

@@ -201,8 +201,10 @@ def _remember(text: str, header: Header) -> None:
     global _templates
     body, count = text[: text.find("\n#") + 1 or len(text)], len(header.signals.name)
     written = body.rstrip("\n").split("\n")
-    rows = [line.split() for line in written]  # other white space between fields is not how datasets write them
-    if [" ".join(row) for row in rows] != written or len(rows) != count + 1 or len(rows[0]) != 4 or {len(row) for row in rows[1:]} != {9}:
+    rows = [line.split() for line in written]
+    if [" ".join(row) for row in rows] != written:  # not as datasets write them; their fields lie elsewhere
+        return
+    if len(rows) != count + 1 or len(rows[0]) != 4 or {len(row) for row in rows[1:]} != {9}:
         return
     constant = tuple(" ".join([*row[1:5], *row[7:]]) for row in rows[1:])
     if len(set(header.signals.file)) > 1 or next(_sightings(rows[0][1], rows[0][2], constant)) == 0:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar, nnls
+import scipy  # its parts load at their first use
 
 from csfm_jax.evaluation.bootstrap import Interval, Replicates, interval
 from data_pipelines.errors import BadInput
@@ -109,11 +109,13 @@ def fit_power_law(sizes: np.ndarray, errors: np.ndarray) -> PowerLaw:
     share = sizes[known] / largest  # well conditioned whatever the sizes
 
     def solved(exponent):
-        return nnls(np.stack([share**-exponent, np.ones(len(y))], axis=1), y)
+        return scipy.optimize.nnls(np.stack([share**-exponent, np.ones(len(y))], axis=1), y)
 
     best = int(np.argmin([solved(a)[1] for a in _EXPONENTS]))
     bounds = np.log(_EXPONENTS[[max(best - 1, 0), min(best + 1, len(_EXPONENTS) - 1)]])
-    found = minimize_scalar(lambda u: solved(np.exp(u))[1], bounds=bounds, method="bounded", options={"xatol": 1e-10})
+    found = scipy.optimize.minimize_scalar(
+        lambda u: solved(np.exp(u))[1], bounds=bounds, method="bounded", options={"xatol": 1e-10}
+    )
     exponent = float(np.exp(found.x))
     (scale, floor), _ = solved(exponent)
     return PowerLaw(float(scale * largest**exponent), exponent, float(floor))

@@ -47,10 +47,12 @@ def ended_by_signals(command: str, words: list[str]) -> Iterator[None]:
 def killed_by_signals() -> Iterator[None]:
     """Within it they kill, as ever: while the processes of a run wait for each other, no handler of Python's would run.
 
-    SIGTERM is left like that: JAX's preemption service has it when they have met, which Python does not see.
+    Afterwards JAX's preemption service has SIGTERM, which Python does not see, and Ctrl-C is passed on to it: processes
+    that have met stop together.
     """
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in _SIGNALS}
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))

@@ -58,11 +58,8 @@ class Cluster:
         words = ["prepare", "--source=simulated:subjects=24,seed=0", f"--output={self._stores}"]
         subprocess.run([sys.executable, "-m", "csfm_jax.cli", *words], check=True, stdout=subprocess.DEVNULL)
         # Half of such a run is importing: done here once, before JAX starts anything, and forked.
-        os.environ |= {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        }
+        os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         for name in ("csfm_jax.commands.train", "csfm_jax.training.loop", "grain", "tensorboardX"):
             importlib.import_module(name)
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
@@ -195,9 +192,10 @@ def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[t
         wait_for(running, happened)
         running[rank].kill()
         codes = cluster.finish(running)
-        named = "leader task was preempted/died" if rank == 0 else f"process {rank}: found gone"
+        # "leader": JAX's runtime names process 0 so
+        said = cluster.said().replace("leader task was preempted/died", "process 0: found gone")
         wrong = [f"exit codes {codes}"] * (0 in codes or "did not end" in codes)
-        return wrong + ["the others do not name it"] * (named not in cluster.said()) + again(workdir)
+        return wrong + ["the others do not name it"] * (f"process {rank}: found gone" not in said) + again(workdir)
 
     to = folder("term-0")
     yield "SIGTERM to process 0", lambda to=to: copied(to) + again(to)
@@ -254,7 +252,9 @@ def main() -> int:
     parser.add_argument("--faults", default="", help="of their names; only those are tried: 'disk full'")
     args = parser.parse_args()
     failed = 0
-    with tempfile.TemporaryDirectory(prefix="csfm-drill-") as folder:
+    # not a TemporaryDirectory, which every forked process would remove at its end
+    folder = tempfile.mkdtemp(prefix="csfm-drill-")
+    try:
         cluster = Cluster(Path(folder))
         for processes in map(int, args.processes.split(",")):
             undisturbed = Path(folder) / f"{processes}-undisturbed"
@@ -270,6 +270,8 @@ def main() -> int:
                 print(f"{processes} processes, {what}: {found} ({time.monotonic() - began:.0f} s)", flush=True)
                 if wrong:
                     print("\n".join(cluster.said().splitlines()[-8:]), flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return int(failed > 0)
 
 

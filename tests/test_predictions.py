@@ -87,10 +87,16 @@ def test_replicates_of_models_are_read_on_the_same_draws():
 
 
 def test_every_task_is_of_a_known_kind_and_reads_known_sensors():
-    from data_pipelines.signals import MODALITIES
+    from data_pipelines.pairs import channel_ids
+    from data_pipelines.signals import MODALITIES, modality_of
 
     for name, task in tasks.TASKS.items():
-        assert task.name == name and task.kind in LOSSES.keys() & METRICS.keys() and task.labels and task.about
+        assert task.name == name and task.kind in LOSSES.keys() & METRICS.keys() and task.about
+        signal = task.kind == "signal"
+        assert signal == (not task.labels) == bool(task.inputs) == bool(task.targets)
+        if signal:
+            assert {modality_of(c).name for c in channel_ids(task.inputs + task.targets)} == set(task.sensors)
+        assert task.cut is None or (task.cut.names, task.cut.seconds) == (task.labels, task.seconds)
         assert set(task.sensors) <= MODALITIES.keys() and task.crops > 0
         assert not task.end or task.end - task.begin >= task.seconds
         assert task.kind != "survival" or len(task.labels) == 2

@@ -69,6 +69,8 @@ class TrainingConfig:
         ema: decay of a running average of the parameters, kept beside them: what validation measures and what
             checkpoints are loaded for, in every other command; training itself goes on from the last ones. 0: none.
         accumulate: parts in which a batch is computed, one after the other: memory for data.rows / accumulate rows.
+        keep_best: figure of a fine-tuning's validation.jsonl whose best step stays in WORKDIR/best; "first" = the first
+            that the task is judged by; "" keeps the latest alone.
         hang_seconds: a step that takes longer has the stacks of its process printed; 0 never.
         profile_step, profile_steps: from which step on, and for how many, JAX's profiler runs; 0 never.
     """
@@ -84,6 +86,7 @@ class TrainingConfig:
     spike: float = 0.0
     ema: float = 0.0
     accumulate: int = 1
+    keep_best: str = ""
     hang_seconds: float = 900.0
     profile_step: int = 0
     profile_steps: int = 5

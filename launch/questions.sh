@@ -10,7 +10,7 @@ run=$1
 shift
 overrides=("$@")
 stores=$run/stores work=${QUESTIONS:-$run/questions} steps=${STEPS:-500}
-source=${SOURCE:-ptbxl} twelve=${TWELVE_LEADS:-ptbxl code15* cinc2021* sph* echonext*}
+source=${SOURCE:-ptbxl} twelve=${TWELVE_LEADS:-ptbxl* code15* cinc2021* sph* echonext*}
 for word in "$@"; do case $word in --config.training.steps=*) steps=${word#*=} ;; esac; done
 # equal programs are compiled once, whatever is hidden
 export JAX_COMPILATION_CACHE_DIR=$work/compilation_cache
@@ -101,9 +101,8 @@ fi
 if [ -n "$ecg_stores" ]; then
   study read_on_ecg "$ecg_stores" "$ecg_tasks" all,1 "${read_on_ecg[@]}"
 fi
-if [ -n "${from:-}" ]; then # with the difference of the two, and on people of another source as well
-  others=$(tasks_of 'code15*/code15_abnormalities')
-  study sources "$several" "$ecg_tasks${others:+,$others}" all,1 several_sources one_source
+if [ -n "${from:-}" ]; then # with the difference of the two, and sex and age of the other sources' people as well
+  study sources "$several" "$ecg_tasks" all,1 several_sources one_source
 fi
 if [ -n "$pulse_stores" ]; then
   study read_on_pulse "$pulse_stores" "$pulse_tasks" all,ecg,ppg default ecg ppg

@@ -26,6 +26,7 @@ from csfm_jax.evaluation.study_models import FINE_TUNED, TABULAR, TREES, Model
 from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.tasks.resolve import Resolved, read_tokens, resolve
 from csfm_jax.tasks.task import Task
+from csfm_jax.training import best
 from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.store import Store
@@ -212,7 +213,7 @@ def _taught(cell: Cell, halvings: int = 0) -> Path | str:
     jax.clear_caches()  # of many networks one after another
     if last < config.training.steps:
         raise Stopped
-    return workdir
+    return best.place(workdir)
 
 
 def _table_files(cell: Cell, subsets: list[Sensors]) -> None:
@@ -288,7 +289,12 @@ def network(cell: Cell) -> LoadedEncoder:
     if cell.model.kind == "random":
         spec = cell.settings.stores[0].spec
         return encoding.random_encoder(cell.model.config, cell.settings.seed, spec)
-    return encoding.load(cell.folder / "fine_tuning" if cell.model.kind in FINE_TUNED else cell.model.source)
+    return encoding.load(place(cell) if cell.model.kind in FINE_TUNED else cell.model.source)
+
+
+def place(cell: Cell) -> Path | str:
+    """Where the weights of a complete cell of a fine-tuned network lie."""
+    return cell.model.source if cell.model.kind == "given" else best.place(cell.folder / "fine_tuning")
 
 
 def _classical(cell: Cell, subset: Sensors) -> tabular.Table:

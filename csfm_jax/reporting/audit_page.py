@@ -75,7 +75,8 @@ def _beginning(lines, about: About) -> str:
         "Embeddings are standardised over patients. A ratio is the median displacement over the median distance of "
         "two patients: 0 is an embedding that does not notice, 1 one that might as well be another person's. Intervals "
         "are 95 % percentiles of draws of patients. SD is the channel's standard deviation.",
-        "The recordings themselves were changed, then preprocessed." if about.raw else
+        "The recordings themselves were changed, then preprocessed for the mains frequency of their place: a hum of "
+        "another one stays." if about.raw else
         "Stored samples were changed, then preprocessed, and so were those that they are compared with: the filters "
         "have been passed once before. What they removed is not there to be removed again, and nothing above a store's "
         "sampling rate is; what is added (wander, mains) and how a device samples meets them for the first time.",

@@ -3,7 +3,7 @@
 import numpy as np
 
 from csfm_jax.evaluation import saliency
-from csfm_jax.evaluation.cells import Cell
+from csfm_jax.evaluation.cells import Cell, place
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.evaluation.study_models import FINE_TUNED
 from csfm_jax.evaluation.study_results import Group, Judged
@@ -33,17 +33,13 @@ def section(group: Group, stores: list[Store], cells: list[Cell]) -> str:
     for word in words:
         model = None
         if network is not None and word == network.model.word:
-            model = FineTuned.load(_place(network), calibration=False).merged()
+            model = FineTuned.load(place(network), calibration=False).merged()
         parts.append(_of_model(word, group, stores, model))
     return "".join(parts)
 
 
 def _is_explained(cell: Cell) -> bool:
     return cell.model.kind in (*FINE_TUNED, "given") and cell.model.config.backbone.name == "transformer"
-
-
-def _place(cell: Cell):
-    return cell.model.source if cell.model.kind == "given" else cell.folder / "fine_tuning"
 
 
 def _of_model(word: str, group: Group, stores: list[Store], model: FineTuned | None) -> str:

@@ -71,6 +71,9 @@ def check(config: "Config") -> None:
         found = f"{config.objective.name!r} with the task {ours.task!r}"
         expected = f'"{of_task or OBJECTIVES["multilabel"]}" with a task, or neither'
         raise BadInput("config.objective.name", found, expected, "use csfm finetune, which sets both")
+    if not ours.task and config.training.keep_best:
+        found, remedy = "a figure, in pretraining", "leave it out; training.keep_checkpoints says how many stay"
+        raise BadInput("config.training.keep_best", found, "nothing: losses of other masks are no figure", remedy)
     if not ours.task:
         return
     kind = tasks.get(ours.task).kind

@@ -17,6 +17,7 @@ from csfm_jax.models import flops
 from csfm_jax.tasks.resolve import read_stores, read_tokens
 from csfm_jax.training import initial, record, step, together
 from csfm_jax.training.adaptation import run_optimizer
+from csfm_jax.training.best import Best
 from csfm_jax.training.checkpoint import Checkpoints
 from csfm_jax.training.goodput import Goodput
 from csfm_jax.training.metrics import (
@@ -111,6 +112,7 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         run.interval = interval_from(saved["interval"]) if saved else Interval()
         kind = TaskValidation if config.adaptation.task else Validation
         validation = kind(config, plan, stores, folder / "plans", mesh)
+        best = Best(config, workdir, folder)
         train_step = step.make_train_step(plan, optimizer, rate, config)
         watch = until_end.enter_context(Watch(config.training, folder / "profile"))
         goodput.started()
@@ -119,6 +121,8 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         owed = saved.get("owes_validation", False) and together.anywhere(log.lacks("validation", done))
         if owed and not run.validate(validation, done, state, stop.asked):
             steps = ()
+        elif owed and best.better(run.measured):
+            best.keep(done)
         for number in steps:
             watch.step(number)
             with goodput.spent("data"):
@@ -132,19 +136,23 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
             checkpoints.check()
             # A machine that is taken back is gone half a minute later: the checkpoint comes first, and the line of this
             # step is written by the run that goes on.
-            owed = number % config.training.eval_every == 0
+            owed, improved = number % config.training.eval_every == 0, False
             if owed and not stop.asked():
                 owed = not run.validate(validation, number, state, stop.asked)
+                improved = not owed and best.better(run.measured)
             last = stop.asked() or number == config.training.steps
-            if last or number % config.training.save_every == 0:
+            if last or improved or number % config.training.save_every == 0:
                 # Lines up to a checkpoint's step are on disk before it is: a restart drops only later ones.
                 run.settle()
                 with goodput.spent("save"):
                     run.save(number, state, owed)
-                    if last:
+                    if last or improved:
                         checkpoints.wait()
             if owed and number == config.training.steps:  # no run goes on from here
                 run.validate(validation, number, state, lambda: False)
+                improved = best.better(run.measured)
+            if improved:
+                best.keep(number)
             goodput.stepped(number)
             if last:
                 goodput.write()
@@ -158,7 +166,7 @@ class Run:
 
     Attributes:
         pending: (step, metrics on the devices, facts) of the step whose metrics were not fetched yet.
-        interval: sums since the last line.
+        interval: sums since the last line. measured: the latest held-out figures, or None.
     """
 
     def __init__(
@@ -179,7 +187,7 @@ class Run:
         self._speed = Speed(per_step, None if peak is None else peak * jax.device_count())
         self._capacities = windows.capacities(config.tokens, config.data)
         self.pending, self.interval, self._bad, self._skipped, self._usual_norm = None, Interval(), 0, 0, 0.0
-        self._fill, self._came = {}, None
+        self._fill, self._came, self.measured = {}, None, None
 
     def next_batch(self) -> TokenBatch:
         """The next local batch."""
@@ -247,6 +255,7 @@ class Run:
         if measured is None:
             return False
         self._log.write("validation", number, measured)
+        self.measured = measured
         return True
 
     def save(self, number: int, state: TrainState, owes_validation: bool) -> None:

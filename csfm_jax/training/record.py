@@ -28,6 +28,7 @@ FREE = (
     "training.save_every",
     "training.keep_checkpoints",
     "training.bad_steps",
+    "training.keep_best",
     "training.accumulate",
     "training.hang_seconds",
     "training.profile",

@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-from scipy import signal as dsp
+import scipy  # `scipy.signal` is imported at its first use: a second and a half that a training run does without
 
 LARGEST = 32767  # int16 counts
 
@@ -102,7 +102,7 @@ def filtered(x, rate, offset, count, rule, spec, mains, done):
         pad = int(max(spec.edge_seconds, spec.edge_periods / rule.low if rule.low else 0.0) * rule.rate)
         x = _reflected(x, pad)
         for _ in "forward", "backward":
-            x = dsp.sosfilt(sections, x, axis=1, zi=rest[:, None] * x[None, :, :1])[0][:, ::-1]
+            x = scipy.signal.sosfilt(sections, x, axis=1, zi=rest[:, None] * x[None, :, :1])[0][:, ::-1]
         x = x[:, pad:-pad]
     return x[:, :count]
 
@@ -121,19 +121,19 @@ def _sections(rule, spec, rate: float, mains: float | None):
     """Second-order sections of band and notches at the canonical rate, their state at rest, and names to report."""
     sections, named, nyquist = [], [], min(rate, rule.rate) / 2
     if rule.low is not None:
-        sections.append(dsp.butter(spec.order, rule.low, "highpass", fs=rule.rate, output="sos"))
+        sections.append(scipy.signal.butter(spec.order, rule.low, "highpass", fs=rule.rate, output="sos"))
         named.append(f"high-pass {rule.low:g} Hz")
     if rule.high is not None and rule.high < 0.95 * nyquist:  # above, the recording itself has ended
-        sections.append(dsp.butter(spec.order, rule.high, "lowpass", fs=rule.rate, output="sos"))
+        sections.append(scipy.signal.butter(spec.order, rule.high, "lowpass", fs=rule.rate, output="sos"))
         named.append(f"low-pass {rule.high:g} Hz")
     for hertz in spec.notch_hz if mains is None else (float(mains),):
         if rule.powerline and 0 < hertz < 0.95 * nyquist:
-            sections.append(dsp.tf2sos(*dsp.iirnotch(hertz, spec.notch_q, fs=rule.rate)))
+            sections.append(scipy.signal.tf2sos(*scipy.signal.iirnotch(hertz, spec.notch_q, fs=rule.rate)))
             named.append(f"notch {hertz:g} Hz")
     if not sections:
         return np.zeros((0, 6)), None, ()
     sections = np.concatenate(sections)
-    return sections, dsp.sosfilt_zi(sections), tuple(named)
+    return sections, scipy.signal.sosfilt_zi(sections), tuple(named)
 
 
 def resample(x: np.ndarray, rate: float, target: float, first: float, count: int, spec) -> np.ndarray:
@@ -162,7 +162,7 @@ def resample(x: np.ndarray, rate: float, target: float, first: float, count: int
     index = (at + late) // down
     tail = max(0, -(-((index + count - 1) * down - late - len(kernel) + 1) // up) + 1 - x.shape[1] - lead)
     x = np.pad(x, ((0, 0), (lead, tail)))
-    return dsp.upfirdn(np.concatenate((np.zeros(late), kernel)), x, up, down, axis=1)[:, index : index + count]
+    return scipy.signal.upfirdn(np.concatenate((np.zeros(late), kernel)), x, up, down, axis=1)[:, index : index + count]
 
 
 def _ratio(rate, target, first):
@@ -198,10 +198,10 @@ def robust_deviation(y, bad):
 def published_cleaning(x, rate, rule):
     """The published model's chain: FFT resampling, then neurokit2's default cleaning, edges as it has them."""
     if rate != rule.rate:
-        x = dsp.resample(x, int(x.shape[1] * rule.rate / rate), axis=1)
+        x = scipy.signal.resample(x, int(x.shape[1] * rule.rate / rate), axis=1)
     if rule.modality == "ppg":
-        sections = dsp.butter(2, (0.5, 8.0), "bandpass", fs=rule.rate, output="sos")
-        return dsp.sosfiltfilt(sections, x, axis=1)
-    x = dsp.sosfiltfilt(dsp.butter(5, 0.5, "highpass", fs=rule.rate, output="sos"), x, axis=1)
+        sections = scipy.signal.butter(2, (0.5, 8.0), "bandpass", fs=rule.rate, output="sos")
+        return scipy.signal.sosfiltfilt(sections, x, axis=1)
+    x = scipy.signal.sosfiltfilt(scipy.signal.butter(5, 0.5, "highpass", fs=rule.rate, output="sos"), x, axis=1)
     width = int(rule.rate / 50)  # one 50 Hz period, whatever the mains
-    return dsp.filtfilt(np.ones(width), [width], x, axis=1)
+    return scipy.signal.filtfilt(np.ones(width), [width], x, axis=1)

@@ -9,7 +9,7 @@ is the skewness of Elgendi 2016 (Bioengineering 3:21). Other sensors have no ind
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import fft
+import scipy
 
 from data_pipelines.preprocess import INVALID, PreparedRecording, unit_factor
 from data_pipelines.signals import CHANNEL_ID, CHANNELS, MODALITIES
@@ -83,7 +83,7 @@ def _measures(modality, raw, rate, unit, start, samples, segments, mains) -> np.
     centred = filled - (filled.sum(axis=2) / count)[..., None]
     if not whole:
         centred[~there] = 0
-    spectrum = fft.rfft(centred, axis=2)
+    spectrum = scipy.fft.rfft(centred, axis=2)
     power = spectrum.real**2 + spectrum.imag**2
     hertz = np.fft.rfftfreq(x.shape[2], 1 / rate)
     total = _band(power, hertz, 0, min(100.0, rate / 2)) + 1e-20

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from csfm_jax.training.board import Board
 from csfm_jax.training.metrics import (
     BatchFacts,
     Interval,
@@ -68,6 +69,20 @@ def test_a_figure_that_is_no_number_stands_as_null(tmp_path):
         log.write("validation", 3, {"loss": float("nan"), "mae": float("inf"), "rmse": 0.5, "sensors": {"ecg": 1.0}})
     line = json.loads((tmp_path / "validation.jsonl").read_text())
     assert line == {"step": 3, "loss": None, "mae": None, "rmse": 0.5, "sensors": {"ecg": 1.0}}
+
+
+def test_lines_reach_tensorboard_in_order_and_a_failure_is_told(tmp_path):
+    with Log(tmp_path, done=0, steps=9, write=True) as log:
+        log.write("metrics", 1, {"loss": 2.0, "nothing": None, "sensors": {"ecg": 1.0}})
+        log.write("metrics", 2, {"loss": 1.0})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    written = events.read_bytes()
+    assert b"sensors/ecg" in written and b"nothing" not in written and written.count(b"loss") == 2
+    (tmp_path / "file").write_text("")
+    board = Board(tmp_path / "file", purge_step=1)
+    board.add(1, {"loss": 1.0})
+    with pytest.raises(OSError):
+        board.close()
 
 
 def test_nothing_counted_is_none():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from csfm_jax.training.board import Board
 from csfm_jax.training.step import StepMetrics
 from data_pipelines.batch import MODALITY_OF, TokenBatch
 from data_pipelines.signals import MODALITIES
@@ -174,9 +175,7 @@ class Log:
             path = folder / f"{name}.jsonl"
             drop_lines_after(path, done)
             self._files[name] = open(path, "a", encoding="utf-8")
-        from tensorboardX import SummaryWriter  # pulls in protobuf; not for `import csfm_jax`
-
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        self._board = Board(folder / "tensorboard", purge_step=done + 1)
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -190,10 +189,14 @@ class Log:
         line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._files[name].write(json.dumps({"step": step, **line}, allow_nan=False) + "\n")
         self._files[name].flush()
-        for key, value in values.items() if name != "skipped" else ():
+        if name == "skipped":
+            return
+        numbers = {}
+        for key, value in values.items():
             for part, number in (value if isinstance(value, dict) else {"": value}).items():
                 if number is not None:
-                    self._board.add_scalar(f"{key}/{part}" if part else key, number, step)
+                    numbers[f"{key}/{part}" if part else key] = number
+        self._board.add(step, numbers)
 
     def lacks(self, name: str, step: int) -> bool:
         """Whether NAME.jsonl has no line of a step; False in a process that writes none."""

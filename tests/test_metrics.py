@@ -70,6 +70,15 @@ def test_a_figure_that_is_no_number_stands_as_null(tmp_path):
     assert line == {"step": 3, "loss": None, "mae": None, "rmse": 0.5, "sensors": {"ecg": 1.0}}
 
 
+def test_lines_reach_tensorboard(tmp_path):
+    with Log(tmp_path, done=0, steps=9, write=True) as log:
+        log.write("metrics", 1, {"loss": 2.0, "nothing": None, "sensors": {"ecg": 1.0}})
+        log.write("metrics", 2, {"loss": 1.0})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    written = events.read_bytes()
+    assert b"sensors/ecg" in written and b"nothing" not in written and written.count(b"loss") == 2
+
+
 def test_nothing_counted_is_none():
     assert averages({"mae/ecg": 0.0}, {"mae/ecg": 0.0}) == {"mae/ecg": None}
 

@@ -28,12 +28,15 @@ class Cut:
             about its event, which is at its middle.
         kept: (class, seconds): of that class, no more than so much is kept before the first stretch of another class of
             the recording, and after the last: a night's recording may hold a day awake. ("", 0): all.
+        dataset: name of the stores whose codes these are, where others use the same for something else ("R" is REM
+            sleep, and a beat with a bundle branch block); "" = any.
     """
 
     classes: tuple[tuple[str, str], ...]
     seconds: float
     place: str
     kept: tuple[str, float] = ("", 0.0)
+    dataset: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,6 +107,8 @@ def _stretches(store, cut: Cut) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     codes, number = np.unique(events["code"].astype(str), return_inverse=True)
     label = np.array([of_code.get(code, -2) for code in codes], np.int64)[number] if len(codes) else np.zeros(0, int)
     known = label > -2  # others neither label nor end anything: beats between rhythms, arousals between stages
+    if cut.dataset not in ("", store.name):
+        known &= False
     recording, time, lasts, label = (x[known] for x in (events["recording"], events["time"], events["seconds"], label))
     ends = store.index.milliseconds / 1000
     parts = []

@@ -8,6 +8,7 @@ from csfm_jax import tasks
 from csfm_jax.evaluation.label_efficiency import nested_subsets
 from csfm_jax.evaluation.protocol import Recordings
 from csfm_jax.tasks.task import Task
+from data_pipelines.pairs import channel_ids
 
 if TYPE_CHECKING:
     from csfm_jax.config import Config
@@ -20,12 +21,23 @@ def patients(stores, labels: tuple[str, ...], task: Task, halvings: int, seed: i
         labels: of the task in these stores. halvings: how often; 0 = all of them alone. seed: of the draw.
     """
     everyone = Recordings.whole(stores)
+    if task.kind == "signal":
+        rows = np.flatnonzero((everyone.split == 0) & _paired(stores, labels, task))
+        found = nested_subsets(everyone.subject[rows], None, halvings, seed)
+        return [np.unique(everyone.subject[rows[some.cases]]) for some in found]
     unknown = np.full(len(everyone.subject), np.nan)
     values = np.stack([everyone.labels.get(name, unknown) for name in labels], axis=1).astype(np.float64)
     rows = np.flatnonzero((everyone.split == 0) & ~np.isnan(values).all(axis=1))
     strata = None if task.kind in ("regression", "survival") else values[rows]
     found = nested_subsets(everyone.subject[rows], strata, halvings, seed)
     return [np.unique(everyone.subject[rows[some.cases]]) for some in found]
+
+
+def _paired(stores, channels: tuple[str, ...], task: Task) -> np.ndarray:
+    """bool [recordings of all stores]: whether an input and one of these channels are there."""
+    sides = channel_ids(task.inputs), channel_ids(channels)
+    sets = [[all(side.intersection(held) for side in sides) for held in store.index.channel_sets] for store in stores]
+    return np.concatenate([np.array(flags, bool)[store.index.channel_set] for flags, store in zip(sets, stores)])
 
 
 def among(config: "Config", stores) -> list[np.ndarray] | None:

@@ -193,7 +193,7 @@ def alike(study: Study) -> dict[str, np.ndarray]:
     for setup in study.tasks if study.pair else ():
         both = [cell for word in study.pair for cell in study.of(setup.task.name) if cell.model.word == word]
         if len(both) == 2 and not any(cell.status["failed"] for cell in both):
-            stores = sensors.seen(study.settings.stores, setup.subsets[0])
+            stores = sensors.seen(both[0].settings.stores, setup.subsets[0])
             values = layers.compare(*(cells.network(cell) for cell in both), stores, cells.window(both[0]))
             found |= {} if values is None else {setup.task.name: values}
     return found

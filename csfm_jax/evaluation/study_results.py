@@ -117,7 +117,7 @@ def _groups(study: Study, setup: TaskSetup, replicates: int, seed: int, notes: l
 
 def _by_modalities(study, setup, subset, read, replicates, seed) -> Iterator[Group]:
     """Recordings that hold all of the task's modalities, and those that lack some, where there are both."""
-    stores = study.settings.stores
+    stores = study.of(setup.task.name)[0].settings.stores
     flags = sensors.complete(stores, setup.task)
     whole = {f"{s.name}/{study_.decode()}" for s, flag in zip(stores, flags) for study_ in s.index.study[flag]}
     is_whole = {word: np.isin(test.key, list(whole)) for word, (_, test) in read.items()}

@@ -8,7 +8,7 @@ _RHYTHMS = ("N", "AFIB", "AFL", "B", "T", "P", "SBR", "SVTA", "VT")
 _OTHERS = ("AB", "ASYS", "BII", "IVR", "NOD", "PREX", "VF", "VFL")  # too rare to be learned here; they end what was
 
 # with its neighbours: whether a beat is early, its interval tells
-_BEATS = Cut(tuple((code, name) for name, codes in _AAMI.items() for code in codes), 3.0, "about")
+_BEATS = Cut(tuple((code, name) for name, codes in _AAMI.items() for code in codes), 3.0, "about", dataset="mitdb")
 _EPISODES = Cut((*((f"({name}", name) for name in _RHYTHMS), *((f"({name}", "") for name in _OTHERS)), 10.0, "along")
 
 TASKS = (

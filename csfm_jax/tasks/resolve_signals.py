@@ -1,9 +1,11 @@
 """A task of the kind "signal" meets stores: which channels are predicted there, and what their usual samples are."""
 
+import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from csfm_jax.evaluation import label_budget
 from csfm_jax.tasks.task import Task
 from data_pipelines.batch import MODALITY_OF
 from data_pipelines.config import TokenConfig
@@ -65,6 +67,10 @@ def resolve(config: "Config", task: Task, tokens: TokenConfig, stores: list) -> 
     there = [np.array([bool(c) for c in view.given_index.channel_sets], bool)[view.index.channel_set] for view in views]
     if not any(flags.any() for flags in there):
         raise _no_pair(task, stores)
+    names = tuple(CHANNELS[c].name for c in channels)
+    adaptation = dataclasses.replace(config.adaptation, labels=names)
+    among = label_budget.among(dataclasses.replace(config, adaptation=adaptation), views)
+    learned = there if among is None else [flags & some for flags, some in zip(there, among, strict=True)]
     split = np.concatenate([view.index.split[flags] for view, flags in zip(views, there)])
     scales, left_out = {}, {}
     for channel in channels:
@@ -72,7 +78,7 @@ def resolve(config: "Config", task: Task, tokens: TokenConfig, stores: list) -> 
             channel in c for v in views for n in np.unique(v.index.channel_set) for c in [v.index.channel_sets[n]]
         ):
             continue
-        found = _usual(config, views, there, channel)
+        found = _usual(config, views, learned, channel)
         if found is None:
             left_out[CHANNELS[channel].name] = "no train recording with it and an input"
         else:

@@ -13,7 +13,7 @@ _SLEEP_EDF = Cut(
     30.0, "along", kept=("W", 1800.0),
 )  # fmt: skip
 # a stage is marked where it begins, and lasts until the next one
-_CINC2018 = Cut(tuple((stage, stage) for stage in _STAGES), 30.0, "along")
+_CINC2018 = Cut(tuple((stage, stage) for stage in _STAGES), 30.0, "along", dataset="cinc2018")
 
 TASKS = (
     Task("sleep_edf_stages", "stage of sleep of every 30 s", _STAGES, "multiclass", _SENSORS, 30.0, 1, cut=_SLEEP_EDF),

@@ -334,10 +334,11 @@ def _restored(checkpoints: Checkpoints, plan: Blueprint, saved: dict) -> TrainSt
 
 
 def _loader(config: Config, stores, plans_dir: Path, state: dict | None, share: sharding.Share) -> Loader:
+    views = read_stores(config, stores)
     loader = make_loader(
-        read_stores(config, stores), read_tokens(config), config.data, plans_dir=plans_dir, host=share.number,
+        views, read_tokens(config), config.data, plans_dir=plans_dir, host=share.number,
         hosts=share.parts, state=state, hide=not config.adaptation.task, label_names=config.adaptation.labels,
-        among=label_budget.among(config, stores),
+        among=label_budget.among(config, views),
     )  # fmt: skip
     try:  # before the first step: hosts that disagreed would train on batches that nobody planned
         remedy = "copy the stores again, or let all hosts read them from one place"

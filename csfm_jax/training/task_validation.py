@@ -10,9 +10,16 @@ from csfm_jax import sharding, tasks
 from csfm_jax.config import Config
 from csfm_jax.evaluation import task_figures
 from csfm_jax.evaluation.predictions import Split, figures
+from csfm_jax.tasks.resolve import read_stores
 from csfm_jax.training import step
 from csfm_jax.training.metrics import averages
 from csfm_jax.training.state import Blueprint
+
+
+def _held_out(view) -> bool:
+    """Whether a store, as the task reads it, has a validation recording with something in it."""
+    holds = np.array([bool(channels) for channels in view.index.channel_sets], bool)[view.index.channel_set]
+    return bool(np.any(holds & (view.index.split == 1)))
 
 
 class TaskValidation:
@@ -22,7 +29,7 @@ class TaskValidation:
         self._adaptation, self._mesh = config.adaptation, mesh
         self._predict = step.make_predict_step(plan)
         self._split = None
-        if any(np.any(store.index.split == 1) for store in stores):
+        if any(_held_out(view) for view in read_stores(config, stores)):
             share = sharding.rows_share(mesh)
             self._split = Split(config, stores, "validation", plans_dir / "validation", share.number, share.parts)
         elif jax.process_index() == 0:

@@ -1,6 +1,7 @@
 # make demo                      pretrain on a simulated cohort, resume, evaluate, draw, export
 # make demo RECORDINGS=FOLDER    the same on your own recordings
 # make evaluate RECORDINGS=FOLDER   a study: pretraining, then every baseline on the same people; hours; EVALUATE=words
+# make questions                 what CSFM's paper leaves open, in small, on the stores of make evaluate; STEPS=500
 # make test                      every test; PYTHON=python3.12 picks another interpreter
 # make fuzz                      100,000 damaged files through every reader; FUZZ=--inputs=1000 for fewer
 # make drill                     runs that are killed, filled up, damaged and moved: as if nothing had been
@@ -17,7 +18,7 @@ DEMO := runs/demo$(if $(RECORDINGS),-recordings)
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: install demo evaluate test bench accelerator fuzz drill slurm-test lint clean
+.PHONY: install demo evaluate questions test bench accelerator fuzz drill slurm-test lint clean
 
 install: $(VENV)/.installed
 
@@ -37,6 +38,9 @@ demo: install
 evaluate: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/evaluate.sh runs/evaluate "$(or $(RECORDINGS),simulated)" $(EVALUATE)
 
+questions: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/questions.sh runs/evaluate $(QUESTIONS_WORDS)
+
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
@@ -53,7 +57,10 @@ accelerator: $(VENV)/.installed-dev
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m fuzz $(FUZZ)
 
-slurm-test: $(VENV)/.installed-dev
+slurm-questions: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/questions.sh runs/evaluate $(QUESTIONS_WORDS)
+
+test: $(VENV)/.installed-dev
 	PYTHON="$(CURDIR)/$(BIN)/python" tests/slurm/run.sh
 
 drill: $(VENV)/.installed-dev

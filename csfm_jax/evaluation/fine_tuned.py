@@ -98,8 +98,8 @@ class FineTuned(NamedTuple):
         Args: as of `LoadedEncoder.embed`. Sensors that the task does not read are left out.
 
         Raises:
-            BadInput: wrong shapes, no channel that can be used, or too short a recording; a task that predicts signals or
-                labels stretches.
+            BadInput: wrong shapes, no channel that can be used, or too short a recording; a task that predicts signals,
+                or labels stretches.
         """
         if self.task.kind == "signal" or self.task.cut is not None:
             found, expected = f"the task {self.task.name}", "one that says something of a whole recording"

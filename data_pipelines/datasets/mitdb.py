@@ -18,8 +18,8 @@ class MITDB(Source):
     """Records `100` to `234`, `.atr` annotations as events, and "beats/N" etc.: the number of beats of each kind.
 
     Records 201 and 202 are of one person, whom de Chazal's division has on both sides: here 202 is in training with
-    201, so that the test set has one record less than in the literature. The four records of people with pacemakers (102,
-    104, 107, 217), which ANSI/AAMI EC57 leaves out, are in neither part, and are left out here.
+    201, so that the test set has one record less than in the literature. The four records of people with pacemakers
+    (102, 104, 107, 217), which ANSI/AAMI EC57 leaves out, are in neither part, and are left out here.
     """
 
     name = "mitdb"

@@ -4,10 +4,13 @@ import argparse
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
-COMMANDS = ("train", "finetune")  # those that go on when given again, and say so by their exit code
+# Those that go on in their --workdir when given again, and say so by their exit code. All files in it are written
+# whole, so that they may end at any moment; `evaluate` also measures for hours outside of `training.stopping`.
+COMMANDS = ("train", "finetune", "evaluate")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -15,23 +18,29 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def ended_by_signals(command: str, words: list[str]) -> Iterator[None]:
     """Within it SIGTERM and Ctrl-C end the process at once, with a line and --stopped-code.
 
-    There is nothing to save yet, and an exception raised anywhere within an import would not come out as one line.
-    `training.stopping` takes over when there is. Other commands are left to Python.
+    There is nothing to save, and an exception raised anywhere within an import would not come out as one line.
+    `training.stopping` takes over while there is. Other commands, and those without --workdir, are left to Python.
 
     Args:
         command: of `csfm`. words: after it.
     """
-    if command not in COMMANDS or threading.current_thread() is not threading.main_thread():
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--workdir", nargs="?")  # what they may be is the command's own matter
+    parser.add_argument("--stopped-code", nargs="?")
+    given = parser.parse_known_args(words)[0]
+    goes_on = command in COMMANDS and given.workdir
+    if not goes_on or threading.current_thread() is not threading.main_thread():
         yield
         return
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--stopped-code", nargs="?")  # what it may be is the command's own matter
-    given = parser.parse_known_args(words)[0].stopped_code or ""
-    code = int(given) if given.isdecimal() else 0
+    code = int(given.stopped_code) if (given.stopped_code or "").isdecimal() else 0
 
     def end(number, frame):
         line = f"csfm {command}: stopped by {signal.Signals(number).name}; the same command goes on\n"
-        os.write(2, line.encode())  # the stream may be in the middle of a line, and is not to be waited for
+        with contextlib.suppress(OSError):  # a full disk, a reader that is gone
+            os.write(2, line.encode())  # the stream may be in the middle of a line, and is not to be waited for
+        # `evaluate` has some that measure features, which would wait for ever. The module may be half imported.
+        for child in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
+            child.kill()
         os._exit(code)
 
     before = {number: signal.signal(number, end) for number in _SIGNALS}

@@ -27,6 +27,7 @@ from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 
 from csfm_jax import cli
+from csfm_jax.training.manifest import finished_steps
 
 STEPS, SAVE_EVERY, FAULT_AT = 24, 6, 9
 SOON = 60  # seconds that processes have to end after one of them has; a machine may be busy
@@ -179,7 +180,9 @@ def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[t
         wait_for(running, reached(workdir, FAULT_AT))
         running[rank].terminate()
         codes = cluster.finish(running)
-        return [f"exit codes {codes}"] * any(codes)
+        last = (lines(workdir) or [{"step": 0}])[-1]["step"]
+        wrong = [f"exit codes {codes}"] * any(codes) + ["it was not stopped"] * (last >= STEPS)
+        return wrong + [f"no checkpoint of step {last}"] * (last not in finished_steps(workdir / "checkpoints"))
 
     def copied(workdir: Path) -> list[str]:
         once = folder("stopped")  # several faults begin with the same stopped run

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from csfm_jax import config as config_lib
-from csfm_jax.training import checkpoint
+from csfm_jax.training import checkpoint, companions
 from csfm_jax.training.checkpoint import Checkpoints, finished_steps, restore_params, verify_step
 from data_pipelines.errors import BadInput
 
@@ -231,3 +231,18 @@ def test_what_ends_one_of_several_processes_does_not_wait_for_a_save_that_cannot
         checkpoints.ended(BadInput, found_here, None)  # what can be saved is
         assert checkpoints._sealing.done()
     checkpoints.ended(None, None, None)
+
+
+def test_a_process_that_another_one_ends_seals_a_committed_step_and_waits_for_no_commit(tmp_path, monkeypatch):
+    checkpoints, goes_on, hashing = Checkpoints(tmp_path, keep=2), threading.Event(), threading.Event()
+    write = checkpoint.write_manifest
+    monkeypatch.setattr(checkpoint, "write_manifest", lambda step: hashing.set() or goes_on.wait(30) and write(step))
+    monkeypatch.setattr(companions, "before_end", companions.before_end)
+    checkpoints.save(1, arrays(1), {"moments": arrays(0)}, RUN)
+    assert hashing.wait(30)
+    threading.Timer(0.1, goes_on.set).start()
+    companions.before_end()
+    assert finished_steps(tmp_path) == [1]
+    monkeypatch.setattr(checkpoint.futures, "wait", lambda *_: pytest.fail("it waits for a commit"))
+    checkpoints._let_seal(2, None)  # not there
+    checkpoints.close()

@@ -10,6 +10,7 @@ one is unfinished: it is not restored, and removed before the next save. Checkpo
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 import tempfile
@@ -24,8 +25,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from csfm_jax import config as config_lib
-from csfm_jax.training import remote_steps
-from csfm_jax.training.companions import stand_down
+from csfm_jax.training import companions, remote_steps
 from csfm_jax.training.manifest import (
     Difference,
     differences,
@@ -105,6 +105,7 @@ class Checkpoints:
             items = dict(params=params, optimizer=optimizer, run=run) | _present(average=average)
             committed = self._orbax.save_checkpointables_async(step, items)
         self._sealing = self._sealer.submit(self._seal, step, committed)
+        companions.before_end = functools.partial(self._let_seal, step, self._sealing)
 
     def check(self) -> None:
         """Raises the error of a background save that has failed; called at every step, costs nothing."""
@@ -145,7 +146,7 @@ class Checkpoints:
         if error is None or jax.process_count() == 1:
             self.close()
             return
-        stand_down()
+        companions.stand_down()
         if self._sealing is not None and isinstance(error, BadInput):
             futures.wait([self._sealing], LAST_SAVE)
 
@@ -157,6 +158,12 @@ class Checkpoints:
             finally:
                 self._sealer.shutdown()
                 self._orbax.close()
+
+    def _let_seal(self, step: int, sealing: futures.Future) -> None:
+        # A step appears under its name when all have written it. Hashing it needs no other process; a commit that is
+        # still under way does, and would wait for one that is about to end.
+        if os.path.exists(self.folder / str(step)):
+            futures.wait([sealing], LAST_SAVE)
 
     def _seal(self, step: int, committed) -> None:
         committed.result()

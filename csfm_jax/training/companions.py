@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 
 import jax
 from jax._src import distributed  # the client of the service has no public name
@@ -30,6 +31,9 @@ GRACE = 2.0  # seconds; an error that all processes have ends each of them with 
 ROLL_CALL = 10.0  # seconds to answer; a machine may be busy
 LAST = 1.0  # seconds that process 0 leaves the others to end first
 ANOTHER_IS_GONE = 1  # exit code; the one that tells what to do about it is that of the process with the error
+
+# Called before an error, a companion's or an own one, ends this process: lets it finish what needs no companion.
+before_end: Callable[[], None] | None = None
 
 _KEY = "csfm/ending"
 _listener: "Listener | None" = None
@@ -70,20 +74,17 @@ def leave(command: str, error: BaseException, line: str | None, code: int) -> No
 
     Args:
         command: what the line begins with. error: why. line: to print; None where there is only the error's traceback,
-            in whose place a line names the processes that are gone, if some are. code: exit code.
+            after which a line names the processes that are gone, if some are. code: exit code.
     """
     if _listener is None:
         return
     _listener.stopped.set()
     _listener.ending.acquire()  # for good: one thread ends the process
-    if line:
-        _say(line)
-    _listener.tell(line)
+    _listener.tell(line)  # first: the log may be on the disk that is full
+    _say(line or "".join(traceback.format_exception(error)).rstrip())
     gone = _listener.call_roll()
     if gone and not line:
         _say(f"{command}: {_named(gone)} ({_first_line(error)})")
-    elif not line:
-        traceback.print_exception(error)
     _exit(code)
 
 
@@ -168,15 +169,19 @@ def _first_line(error: BaseException) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # a full disk, a reader that is gone, a closed stream
+        print(line, file=sys.stderr, flush=True)
 
 
 def _exit(code: int) -> None:
-    """At once: an orderly exit waits for threads and processes that wait for those that are gone."""
+    """After `before_end` at once: an orderly exit waits for threads and processes that wait for those that are gone."""
+    if before_end:
+        before_end()
     for child in multiprocessing.active_children():  # workers that read the data
         child.kill()
     if distributed.global_state.process_id == 0:
         time.sleep(LAST)  # its service ends with it, for which JAX's runtime would end those that are still about to
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)

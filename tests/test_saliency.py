@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from small_checkpoints import task_config, toy_params
-from small_stores import recording
+from small_stores import recording, write_store
 
 from csfm_jax import drawing, encoding
 from csfm_jax.evaluation import saliency
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.objectives.supervised import Supervised
+from csfm_jax.reporting import evaluation_errors
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import INVALID, get_spec
 from data_pipelines.signals import CHANNEL_ID
@@ -71,6 +72,19 @@ def test_another_backbone_is_refused(model):
     config = dataclasses.replace(model.config, backbone=dataclasses.replace(model.config.backbone, name="s4"))
     with pytest.raises(BadInput, match="the backbone s4"):
         saliency.explain(model._replace(config=config), window(), 0)
+
+
+def test_nothing_is_read_beyond_the_tasks_end(model, monkeypatch, tmp_path):
+    """A task of the seconds 1 to 3 of recordings of 4 s, read by windows of 4 s, shows a network two seconds."""
+    read = []
+    monkeypatch.setattr(saliency, "explain", lambda model, window, output: read.extend(window))
+    cut = dataclasses.replace(model.config.data.window, begin=1.0, end=3.0)
+    config = dataclasses.replace(model.config, data=dataclasses.replace(model.config.data, window=cut))
+    made = recording(7, ("I", "PPG"), 4.0)
+    store = write_store(tmp_path / "store", [made])
+    evaluation_errors._explained(model._replace(config=config), store, 0, "rate/fast")
+    assert [len(x) for _, x in read] == [500, 500]
+    assert all(np.array_equal(x, whole[250:750]) for (_, x), whole in zip(read, made.prepared.samples))
 
 
 def test_stretches_and_their_shades():

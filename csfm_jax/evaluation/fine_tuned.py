@@ -108,7 +108,9 @@ class FineTuned(NamedTuple):
         made = preprocess.prepare(given, spec=self.spec, mains=mains)
         tokens = read_tokens(self.config)
         reader = LoadedEncoder(replace(self.config, tokens=tokens), self.objective.encoder, self.spec)
-        starts, length = _starts(window := self.config.data.window, made.seconds, self.task.windows(window.seconds))
+        starts, length = window_starts(
+            window := self.config.data.window, made.seconds, self.task.windows(window.seconds)
+        )
         windows = [reader.window_at(made, start, length).channels for start in starts]
         longest = 1 + max(sum(len(x) // tokens.patch[modality_of(c).name] for c, x in w) for w in windows)
         # to the next 64, so that recordings of one kind share a compiled program
@@ -159,7 +161,7 @@ def _told(graphdef, state, batch):
     return model.scores(batch), model.predict(batch)
 
 
-def _starts(window: WindowConfig, seconds: float, crops: int) -> tuple[list[float], float]:
+def window_starts(window: WindowConfig, seconds: float, crops: int) -> tuple[list[float], float]:
     """Starts and length of the windows that a recording of so many seconds has in a store (`windows.epoch_windows`)."""
     begin = float(np.ceil(window.begin * GRID)) / GRID
     usable = min(seconds, window.end or seconds) - begin

@@ -3,7 +3,7 @@
 Embeddings are standardised over patients (each dimension by its mean and deviation over one window of every patient);
 distances are cosine and Euclidean. A ratio is the median displacement over the median distance between patients: 0 is
 an embedding that does not notice, 1 one that might as well be another person's. Bootstrap over patients: a pair of two
-patients is drawn as often as the product of their counts.
+patients is drawn as often as the product of their counts, a pair of one patient's recordings as often as the patient.
 """
 
 from collections.abc import Sequence
@@ -173,7 +173,8 @@ def _quantities(model: Standardised, pairs):
     who = model.subject[model.rows]
     for name, pair in pairs.items():
         apart = distances(reference[pair[:, 0]], reference[pair[:, 1]])
-        yield name, "", {metric: Median(apart[metric], pair) for metric in METRICS}, pair
+        whose = pair[:, 0] if name == OF_PATIENT else pair
+        yield name, "", {metric: Median(apart[metric], whose) for metric in METRICS}, pair
     for name, kind in model.moved.kind.items():
         if name == AS_IT_IS or name not in model.moved.rows:
             continue

@@ -10,6 +10,7 @@ from csfm_jax.embedding import Window
 from csfm_jax.evaluation import perturbations
 from csfm_jax.evaluation.perturbations import Channels
 from csfm_jax.loaded_encoder import LoadedEncoder
+from csfm_jax.models.config import longest_seconds
 from data_pipelines import preprocess
 from data_pipelines.errors import BadInput
 from data_pipelines.loader import pack_windows
@@ -55,7 +56,7 @@ def choose(
             of the median recording where that is shorter. seed: of the draw.
 
     Raises:
-        BadInput: there are none, or windows would be below a model's shortest.
+        BadInput: there are none, or windows would be below a model's shortest or beyond its learned time table.
     """
     known = [encoder.known for encoder in encoders.values()]
     found = []
@@ -77,12 +78,22 @@ def choose(
     if seconds < least:
         remedy = "use longer recordings, or give --seconds"
         raise BadInput("--seconds", f"{seconds:g} s", f"at least {least:g} s, twice of which a recording has", remedy)
+    longest = min(_longest(encoder) for encoder in encoders.values())
+    if seconds > longest + 1e-6:
+        remedy = "give fewer --seconds, or leave out the model"
+        raise BadInput("--seconds", f"{seconds:g} s", f"at most {longest:g} s, what a learned time table holds", remedy)
     enough = np.flatnonzero(lengths >= 2 * seconds - 1e-6)
     drawn = np.sort(np.random.default_rng(seed).permutation(enough)[:most])
     if not len(drawn):
         found, remedy = f"no recording of {2 * seconds:g} s", "give --seconds, half of what there is"
         raise BadInput("--seconds", found, "some, for two windows of one recording", remedy)
     return Chosen(store[drawn], recording[drawn], seconds, len(store) - len(enough))
+
+
+def _longest(encoder: LoadedEncoder) -> float:
+    """Seconds of a window; only a transformer has a table of times."""
+    config = encoder.config
+    return longest_seconds(config.encoder) if config.backbone.name == "transformer" else float("inf")
 
 
 def stored_channels(store: Store, recording: int, seconds: float) -> tuple[Channels, float | None]:
@@ -105,6 +116,9 @@ def embed(
 
     Returns:
         word of the model -> `Moved`. A window without a valid token is in none.
+
+    Raises:
+        BadInput: an embedding is not finite.
     """
     found = {word: Moved() for word in encoders}
     parts: dict[tuple[str, str], list] = {}
@@ -124,6 +138,9 @@ def embed(
         for word, encoder in encoders.items():
             for (row, name, _), value in zip(windows[word], _pooled(encoder, [w for *_, w in windows[word]])):
                 if value is not None:
+                    if not np.isfinite(value).all():
+                        wrong, remedy = "an embedding that is not finite", "use another checkpoint"
+                        raise BadInput(f"--models={word}", wrong, "finite numbers", remedy)
                     parts.setdefault((word, name), []).append((row, value))
     for (word, name), pairs in parts.items():
         found[word].rows[name] = np.array([row for row, _ in pairs])
@@ -143,7 +160,7 @@ def _variants(
     # channels are prepared independently of one another: one that is lost afterwards might as well never have been
     for one in perturbations.losses(made.channels.tolist()):
         yield one.name, one.kind, made, 0.0, one.without
-    for one in perturbations.of_signals():
+    for one in perturbations.of_signals(channels, spec):
         changed = preprocess.prepare(one.change(channels, rng), spec=spec, mains=mains)
         yield one.name, one.kind, changed, 0.0, frozenset()
 

@@ -13,13 +13,14 @@ from scipy.signal import resample_poly
 
 from data_pipelines import augment
 from data_pipelines.batch import MODALITY_OF, MODALITY_ROW
+from data_pipelines.preprocess import Spec
 from data_pipelines.signals import CHANNEL_ID, CHANNELS, modality_of, standard_name
 
 # (name, Hz, unit, start in s, samples [n] in that unit, NaN where invalid) each, as `preprocess.prepare` takes them
 Channels = list[tuple]
 
 GAINS = (0.5, 2.0)
-WANDER_HZ, WANDERS = 0.2, (1.0, 3.0)  # of a breath, below every ECG filter's corner; times the channel's deviation
+WANDER_HZ, WANDERS = 0.2, (1.0, 3.0)  # of a breath, below ECG's corner; times the channel's deviation
 MAINS_HZ, MAINS = (50.0, 60.0), (0.5,)
 RATES = (100.0, 125.0, 360.0, 500.0, 1000.0)  # PTB-XL's second copy, Holters, MIT-BIH, electrocardiographs
 SHIFTS = (0.1, 0.5, 1.0)
@@ -44,10 +45,11 @@ class Perturbation:
     without: frozenset[int] = frozenset()
 
 
-def of_signals() -> list[Perturbation]:
-    """Those that happen to physical signals."""
+def of_signals(channels: Channels, spec: Spec) -> list[Perturbation]:
+    """Those that happen to physical signals; wander only where there is a channel of which `spec` removes it."""
     found = [Perturbation(f"gain {g:g}", "gain", partial(gain, factor=g)) for g in GAINS]
-    found += [Perturbation(f"wander {a:g} SD", "wander", partial(sine, hertz=WANDER_HZ, amplitude=a)) for a in WANDERS]
+    if any(_loses_wander(c, spec) for c in channels):
+        found += [Perturbation(f"wander {a:g} SD", "wander", partial(wander, spec=spec, amplitude=a)) for a in WANDERS]
     found += [Perturbation(f"mains {hz:g} Hz, {a:g} SD", "mains", partial(sine, hertz=hz, amplitude=a))
               for hz in MAINS_HZ for a in MAINS]  # fmt: skip
     return found + [Perturbation(f"recorded at {hz:g} Hz", "sampling", partial(sampled, hertz=hz)) for hz in RATES]
@@ -81,6 +83,17 @@ def losses(channels: Iterable[int]) -> Iterator[Perturbation]:
 def gain(channels: Channels, rng: np.random.Generator, factor: float) -> Channels:
     """All channels times one factor."""
     return [(*c[:4], np.asarray(c[4]) * factor) for c in channels]
+
+
+def wander(channels: Channels, rng: np.random.Generator, spec: Spec, amplitude: float) -> Channels:
+    """`sine` of a breath on the channels whose high-pass lies an octave or more above it: elsewhere it is signal."""
+    return [sine([c], rng, WANDER_HZ, amplitude)[0] if _loses_wander(c, spec) else c for c in channels]
+
+
+def _loses_wander(channel: tuple, spec: Spec) -> bool:
+    standard = standard_name(channel[0], channel[2])
+    rule = spec.rule(modality_of(CHANNEL_ID[standard]).name) if standard else None
+    return rule is not None and rule.low is not None and rule.low >= 2 * WANDER_HZ
 
 
 def sine(channels: Channels, rng: np.random.Generator, hertz: float, amplitude: float) -> Channels:

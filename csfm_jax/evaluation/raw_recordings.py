@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from csfm_jax.evaluation.moved import Chosen
+from data_pipelines.channel_names import derive_leads
 from data_pipelines.datasets import Entry, Source, open_sources
 from data_pipelines.errors import BadInput
 from data_pipelines.prepare_shard import study_of
@@ -18,7 +19,7 @@ def reader(where: str, key_file: Path | None, stores: list[Store], chosen: Chose
             recordings must be found.
 
     Raises:
-        BadInput: another key, or a recording that is not among the source's.
+        BadInput: another key, a recording that is not among the source's, or a store whose channels were named by hand.
     """
     own = read_key(key_file) if key_file else PUBLIC_KEY
     entries: dict[tuple[str, bytes], tuple[Source, Entry]] = {}
@@ -27,6 +28,9 @@ def reader(where: str, key_file: Path | None, stores: list[Store], chosen: Chose
         store = stores[number]
         if (source := sources.get(store.name)) is None:
             raise BadInput("--source", f"no {store.name} among its recordings", "the stores' recordings", "correct it")
+        if store.manifest["plan"].get("channel names"):
+            found, remedy = f"{store.name}, prepared with names of its own (--channels)", "leave --source out"
+            raise BadInput("--source", found, "stores whose channels were known by their names", remedy)
         key = PUBLIC_KEY if source.public else own
         if not source.hashed and store.manifest["key"] != fingerprint(key):
             raise BadInput("--key-file", f"another key than that of {store.name}", "the same", "give --key-file")
@@ -39,7 +43,10 @@ def reader(where: str, key_file: Path | None, stores: list[Store], chosen: Chose
 
     def read(store: Store, row: int, seconds: float):
         source, entry = entries[store.name, bytes(store.index.study[row])]
-        recording = source.read(entry).until(seconds)
+        recording = source.read(entry)
+        if store.manifest["plan"].get("derived leads"):
+            recording = derive_leads(recording)  # of the whole recording, as when it was stored
+        recording = recording.until(seconds)
         return [(c.name, c.rate, c.unit, c.start, c.signal) for c in recording.channels], recording.mains
 
     return read

@@ -9,11 +9,13 @@ import numpy as np
 from csfm_jax.evaluation.bootstrap import Interval
 from csfm_jax.evaluation.invariance import BETWEEN, Line
 from csfm_jax.evaluation.moved import Chosen
+from csfm_jax.evaluation.perturbations import WANDER_HZ
 from csfm_jax.reporting import charts, markup
 
 _TASK = "invariance"
 _KINDS = {
-    "": "Between unperturbed windows", "gain": "Gain", "wander": "Baseline wander, a sine of 0.2 Hz",
+    "": "Between unperturbed windows", "gain": "Gain",
+    "wander": f"Baseline wander, a sine of {WANDER_HZ:g} Hz (sensors with a high-pass from {2 * WANDER_HZ:g} Hz)",
     "mains": "Mains", "sampling": "Sampling rate", "shift": "Cut later", "leads": "Lost leads",
     "sensors": "Lost sensors",
 }  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 
 from csfm_jax.evaluation import saliency
 from csfm_jax.evaluation.cells import Cell, place
-from csfm_jax.evaluation.fine_tuned import FineTuned
+from csfm_jax.evaluation.fine_tuned import FineTuned, window_starts
 from csfm_jax.evaluation.study_models import FINE_TUNED
 from csfm_jax.evaluation.study_results import Group, Judged
 from csfm_jax.reporting import markup
@@ -47,7 +47,7 @@ def _of_model(word: str, group: Group, stores: list[Store], model: FineTuned | N
     for row, label in most_confident(judged, _DRAWN):
         store, number = _found(judged.test.key[row], stores)
         name = judged.test.outputs[label]
-        found = None if model is None else _explained(model, store, number, begin, name)
+        found = None if model is None else _explained(model, store, number, name)
         picture = markup.picture(store, number, begin, marked=None if found is None else _marked(found))
         if picture is None:
             continue
@@ -63,9 +63,9 @@ def _of_model(word: str, group: Group, stores: list[Store], model: FineTuned | N
     return f"<h3>The most confident errors of {markup.text(word)}</h3>{told}{''.join(figures)}"
 
 
-def _explained(model: FineTuned, store: Store, number: int, begin: float, name: str) -> saliency.Saliency | None:
-    length = float(store.index.milliseconds[number]) / 1000 - begin
-    window = store.read_window(number, begin, min(model.config.data.window.seconds, length))
+def _explained(model: FineTuned, store: Store, number: int, name: str) -> saliency.Saliency | None:
+    (start,), length = window_starts(model.config.data.window, float(store.index.milliseconds[number]) / 1000, 1)
+    window = store.read_window(number, start, length)
     return saliency.explain(model, window, model.outputs.index(name))
 
 

@@ -57,10 +57,7 @@ accelerator: $(VENV)/.installed-dev
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m fuzz $(FUZZ)
 
-slurm-questions: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/questions.sh runs/evaluate $(QUESTIONS_WORDS)
-
-test: $(VENV)/.installed-dev
+slurm-test: $(VENV)/.installed-dev
 	PYTHON="$(CURDIR)/$(BIN)/python" tests/slurm/run.sh
 
 drill: $(VENV)/.installed-dev

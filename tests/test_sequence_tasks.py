@@ -11,6 +11,7 @@ from test_datasets_layouts import record
 
 from csfm_jax import cli, tasks
 from csfm_jax.commands import finetune
+from csfm_jax.evaluation import label_budget
 from csfm_jax.tasks.resolve import cut, read_stores, read_tokens, resolve
 from data_pipelines.config import TokenConfig
 from data_pipelines.datasets import open_sources
@@ -149,6 +150,9 @@ def test_a_sequence_is_read_predicted_and_studied(tmp_path, capsys):
     config = finetune.with_rows(found.adapted(config), [store])
     views, options = read_stores(config, [store]), {"label_names": found.labels, "training": True}
     rows = Rows(views, read_tokens(config), config.data, "train", tmp_path / "plans", hide=False, **options)
+    few = dataclasses.replace(config, adaptation=dataclasses.replace(config.adaptation, halvings=1))
+    (learned,) = label_budget.among(few, views)  # of stretches, not of recordings
+    assert len(np.unique(views[0].index.subject[learned & (views[0].index.split == 0)])) == 2
     batch, plan = rows.batch(0, range(8)), rows.plans.get(0)
     for row, slot in zip(*np.nonzero(batch.window >= 0)):
         after = views[0].start[plan.recording[batch.window[row, slot]]] >= 20

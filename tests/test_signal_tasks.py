@@ -14,7 +14,7 @@ from test_train import lines
 
 from csfm_jax import cli, tasks
 from csfm_jax.commands import finetune
-from csfm_jax.evaluation import study, task_figures, translated
+from csfm_jax.evaluation import label_budget, study, task_figures, translated
 from csfm_jax.evaluation.cells import Settings
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.models import config as model_config
@@ -114,6 +114,16 @@ def test_what_tells_no_amplitude_is_measured_against_train_recordings(place, tmp
     paired = [dict(x) for x in trained if [c for c, _ in x][1:] == [CHANNEL_ID["II"], CHANNEL_ID["PPG"]]]
     deviations = [x[CHANNEL_ID["II"]].std() / 1000 for x in paired]
     assert config.adaptation.scale[1] == pytest.approx(np.median(deviations), rel=0.02)
+
+
+def test_few_patients_teach_signals_too(place):
+    _, store = place
+    config = configured("lead_to_twelve", store, "--config.adaptation.halvings=1")
+    (learned,) = label_budget.among(config, read_stores(config, [store]))
+    everyone, half = label_budget.patients([store], ("II", "V1"), tasks.get("lead_to_twelve"), 1, 0)
+    assert (len(everyone), len(half)) == (12, 6) and set(half) < set(everyone)
+    assert set(store.index.subject[learned]) == set(half)
+    assert config.adaptation.scale != configured("lead_to_twelve", store).adaptation.scale  # what the few say
 
 
 def test_what_is_added_is_the_windows_own_and_the_target_stays_clean(place, tmp_path):

@@ -20,15 +20,16 @@ def patients(stores, labels: tuple[str, ...], task: Task, halvings: int, seed: i
     Args:
         labels: of the task in these stores. halvings: how often; 0 = all of them alone. seed: of the draw.
     """
-    everyone = Recordings.whole(stores)
+    everyone, strata = Recordings.whole(stores), None
     if task.kind == "signal":
-        rows = np.flatnonzero((everyone.split == 0) & _paired(stores, labels, task))
-        found = nested_subsets(everyone.subject[rows], None, halvings, seed)
-        return [np.unique(everyone.subject[rows[some.cases]]) for some in found]
-    unknown = np.full(len(everyone.subject), np.nan)
-    values = np.stack([everyone.labels.get(name, unknown) for name in labels], axis=1).astype(np.float64)
-    rows = np.flatnonzero((everyone.split == 0) & ~np.isnan(values).all(axis=1))
-    strata = None if task.kind in ("regression", "survival") else values[rows]
+        known = _paired(stores, labels, task)
+    else:
+        unknown = np.full(len(everyone.subject), np.nan)
+        values = np.stack([everyone.labels.get(name, unknown) for name in labels], axis=1).astype(np.float64)
+        known = ~np.isnan(values).all(axis=1)
+    rows = np.flatnonzero((everyone.split == 0) & known)
+    if task.kind not in ("regression", "survival", "signal"):
+        strata = values[rows]
     found = nested_subsets(everyone.subject[rows], strata, halvings, seed)
     return [np.unique(everyone.subject[rows[some.cases]]) for some in found]
 

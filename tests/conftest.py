@@ -25,6 +25,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
 
+# Files go to workers whole, in the order of their collection: those that take minutes first, so that no worker is left
+# with one of them when the others are done.
+LONGEST = ("train", "planning", "step", "storage", "export_task", "finetune", "remote_checkpoint", "study", "export")
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))  # stable: the others stay as they were
+
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +25,10 @@ class Packed:
 
     def fetch(self):
         """The tree again, of plain Python numbers: waits until they are computed."""
-        numbers = {name: iter(vector.tolist()) for name, vector in jax.device_get(self.vectors).items()}
+        for vector in self.vectors.values():
+            vector.copy_to_host_async()
+        # not `jax.device_get`, which takes 0.2 ms to look at three arrays
+        numbers = {name: iter(np.asarray(vector).tolist()) for name, vector in self.vectors.items()}
         return jax.tree.unflatten(self.structure, [next(numbers[name]) for name in self.dtypes])
 
 

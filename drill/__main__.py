@@ -241,7 +241,7 @@ def _disk_full(cluster, workdir, processes, again) -> list[str]:
         codes, said = cluster.run(workdir, processes), cluster.said()
         wrong = [f"exit codes {codes}"] * (2 not in codes or not set(codes) <= {1, 2})
         told = re.search(f"^csfm train: {workdir}.*: found no space left on device", said, re.MULTILINE)
-        wrong += ["it is not named"] * (not told) + ["traceback"] * ("Traceback" in said)
+        wrong += ["it is not named"] * (not told) + re.findall(r"Traceback[\s\S]{,2000}", said)[:1]
         wrong += ["not all say who is gone"] * (said.count(" has ended, and this one with it") != codes.count(1))
         subprocess.run(["mount", "-o", f"remount,{large}", str(workdir)], check=True)
         return wrong + again(workdir)

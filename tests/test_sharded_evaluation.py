@@ -21,9 +21,9 @@ from csfm_jax import encoding, sharding
 from csfm_jax.config import Config, MeshConfig
 from csfm_jax.evaluation import features
 from csfm_jax.models.encoder import Encoder
-from csfm_jax.training.loop import Validation
 from csfm_jax.training.optimizer import make_optimizer
 from csfm_jax.training.state import blueprint
+from csfm_jax.training.validation import Validation
 from data_pipelines import windows
 from data_pipelines.config import WindowConfig
 from data_pipelines.loader import pack_windows

@@ -1,21 +1,19 @@
-"""`csfm train` as people use it: killed, stopped, resumed, refused. Runs are subprocesses that share compilations."""
+"""`csfm train` as people use it: killed, stopped, resumed, refused. Runs are processes that share compilations."""
 
 import gzip
 import hashlib
 import itertools
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from commands import Command
 from object_stores import Fault, fake_s3, s3_bucket
 
 from csfm_jax import cli, encoding
@@ -39,7 +37,7 @@ def get_config():
         part.width, part.depth, part.heads, part.head_dim, part.mlp = 8, 1, 1, 8, 16
     c.optimizer.warmup_steps = 5
     t = c.training
-    t.steps, t.log_every, t.save_every, t.eval_every, t.eval_batches, t.bad_steps = {STEPS}, 1, 6, 20, 1, 4
+    t.steps, t.log_every, t.save_every, t.eval_every, t.eval_batches, t.bad_steps = {STEPS}, 1, 12, 20, 1, 4
     return c
 """
 
@@ -55,36 +53,24 @@ def bench(tmp_path_factory, tiny_stores):
 class Bench:
     def __init__(self, folder: Path, stores: Path):
         self.folder, self.stores = folder, stores
-        # one compile for all runs, and a quick one: what is tested does not depend on how well XLA optimises
-        self.environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        }
 
     def words(self, workdir: Path, *more: str) -> list[str]:
         config = f"--config={self.folder / 'tiny.py'}"
         return ["train", config, f"--workdir={workdir}", f"--config.data.stores={self.stores}", *more]
 
-    def start(self, workdir: Path, *more: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "csfm_jax.cli", *self.words(workdir, *more)]
-        return subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def start(self, workdir: Path, *more: str) -> Command:
+        return Command(self.words(workdir, *more), self.folder)
 
     def run(self, workdir: Path, *more: str) -> tuple[int, str, str]:
-        process = self.start(workdir, *more)
-        out, err = process.communicate(timeout=300)
-        return process.returncode, out, err
+        return self.start(workdir, *more).ended()
 
     def interrupt_at(self, step: int, number: signal.Signals, workdir: Path, *more: str) -> int:
         """Starts a run and sends it a signal as soon as a step's line is written; returns the exit code."""
-        process = self.start(workdir, *more)
-        while process.poll() is None and last_step(workdir) < step:
+        command = self.start(workdir, *more)
+        while command.running and last_step(workdir) < step:
             time.sleep(0.005)
-        process.send_signal(number)
-        process.communicate(timeout=300)
-        return process.returncode
+        command.send_signal(number)
+        return command.ended()[0]
 
 
 def lines(workdir: Path, name: str = "metrics") -> list[dict]:
@@ -214,7 +200,8 @@ def test_processes_agree_on_all_but_their_own_paths_and_wait_until_each_has_read
 
 
 def test_muon_and_the_average_of_parameters_go_on_bit_for_bit(bench, tmp_path):
-    more = ("--config.optimizer.name=muon", "--config.training.ema=0.9", "--config.training.steps=12")
+    more = ("--config.optimizer.name=muon", "--config.training.ema=0.9", "--config.training.steps=12",
+            "--config.training.save_every=6")  # fmt: skip
     workdir = tmp_path / "run"
     code, _, err = bench.run(workdir, *more, "--config.training.eval_every=12")
     assert (code, err) == (0, "")
@@ -234,7 +221,7 @@ def test_muon_and_the_average_of_parameters_go_on_bit_for_bit(bench, tmp_path):
 
 
 def test_lines_that_average_over_an_interval_survive_a_stop_within_it(bench, finished, tmp_path):
-    # log every 7 steps, saved every 6: the sums of a started interval travel in the checkpoint
+    # a line every 7 steps, saved every 12: the sums of a started interval travel in the checkpoint
     code, _, _ = bench.run(tmp_path / "run", "--config.training.log_every=7")
     assert code == 0
     whole = learned(tmp_path / "run")
@@ -348,18 +335,16 @@ def s3(monkeypatch, tmp_path):
         yield made
 
 
-def killed_when_there(process: subprocess.Popen, address: str) -> int:
+def killed_when_there(command: Command, address: str) -> int:
     """Kills a run as soon as something is there; returns its exit code."""
-    while process.poll() is None and not storage.exists(address):
+    while command.running and not storage.exists(address):
         time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    return process.returncode
+    command.send_signal(signal.SIGKILL)
+    return command.ended()[0]
 
 
 def test_killed_and_gone_on_on_another_host_a_remote_run_is_the_local_one(bench, finished, s3, tmp_path, monkeypatch):
-    first = Bench(bench.folder, bench.stores).start(THERE)  # with the environment that leads to the bucket
-    assert killed_when_there(first, f"{THERE}/checkpoints/12.manifest.json") == -signal.SIGKILL
+    assert killed_when_there(bench.start(THERE), f"{THERE}/checkpoints/12.manifest.json") == -signal.SIGKILL
     reached = checkpoint.finished_steps(f"{THERE}/checkpoints")[-1]
     assert reached < STEPS  # it was killed in the middle
     kept = storage.read_bytes(f"{THERE}/metrics.jsonl")
@@ -367,7 +352,7 @@ def test_killed_and_gone_on_on_another_host_a_remote_run_is_the_local_one(bench,
     storage.write_bytes(f"{THERE}/metrics.jsonl", kept + b'{"step": 99, "loss"')
     monkeypatch.setenv("CSFM_RUNS", str(tmp_path / "another-host"))
     s3.faults += [Fault("PUT /bucket/runs/tiny/checkpoints/36/optimizer", cut=0), Fault("GET /bucket/runs/", cut=9)]
-    code, out, err = Bench(bench.folder, bench.stores).run(f"{THERE}/")
+    code, out, err = bench.run(f"{THERE}/")
     assert (code, err) == (0, "") and not any(fault.times for fault in s3.faults)
     assert f"steps: {reached} done of {STEPS}" in out and str(tmp_path / "another-host" / "tiny-") in out
 

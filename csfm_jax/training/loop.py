@@ -1,13 +1,10 @@
 """The training run: build mesh, data, model, optimizer; restore; step; log; save."""
 
 import contextlib
-import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from csfm_jax import sharding
 from csfm_jax.config import Config
@@ -20,26 +17,18 @@ from csfm_jax.training.adaptation import run_optimizer
 from csfm_jax.training.best import Best
 from csfm_jax.training.checkpoint import Checkpoints
 from csfm_jax.training.goodput import Goodput
-from csfm_jax.training.metrics import (
-    BatchFacts,
-    Interval,
-    Log,
-    Speed,
-    averages,
-    batch_facts,
-    interval_from,
-    interval_values,
-)
+from csfm_jax.training.metrics import Interval, Log, interval_from
 from csfm_jax.training.optimizer import learning_rate
 from csfm_jax.training.remote import Workdir
+from csfm_jax.training.run import Run
 from csfm_jax.training.state import Blueprint, TrainState, blueprint
-from csfm_jax.training.stopping import RunStopped, StopRequest
+from csfm_jax.training.stopping import StopRequest
 from csfm_jax.training.task_validation import TaskValidation
+from csfm_jax.training.validation import Validation
 from csfm_jax.training.watching import Watch
-from data_pipelines import masking, storage, windows
-from data_pipelines.batch import TokenBatch
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
-from data_pipelines.loader import Loader, evaluation_batches, make_loader
+from data_pipelines.loader import Loader, make_loader
 from data_pipelines.storage import Place
 from data_pipelines.store import open_stores
 from data_pipelines.text import choose_tokenizer
@@ -161,157 +150,6 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
     return number
 
 
-class Run:
-    """What the loop does between steps, kept out of the way of its order.
-
-    Attributes:
-        pending: (step, metrics on the devices, facts) of the step whose metrics were not fetched yet.
-        interval: sums since the last line. measured: the latest held-out figures, or None.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        plan: Blueprint,
-        loader: Loader,
-        checkpoints: Checkpoints,
-        log: Log,
-        about: dict,
-        goodput: Goodput,
-    ):
-        self._config, self._loader, self._checkpoints, self._log, self._about = config, loader, checkpoints, log, about
-        self._goodput = goodput
-        kind, compute = jax.devices()[0].device_kind, config.encoder.compute
-        peak = flops.peak(kind, compute)
-        per_step = flops.count(config).train * config.data.rows
-        self._speed = Speed(per_step, None if peak is None else peak * jax.device_count())
-        self._capacities = windows.capacities(config.tokens, config.data)
-        self.pending, self.interval, self._bad, self._skipped, self._usual_norm = None, Interval(), 0, 0, 0.0
-        self._fill, self._came, self.measured = {}, None, None
-
-    def next_batch(self) -> TokenBatch:
-        """The next local batch."""
-        position, began = self._loader.state(), time.perf_counter()
-        batch, epoch = next(self._loader), position["epoch"]
-        self._came = time.perf_counter() - began, (epoch, position["row"])
-        if epoch not in self._fill:
-            self._fill = {epoch: float(self._loader.plans.get(epoch).packing.fill[0])}
-        return batch
-
-    def facts(self, batch: TokenBatch) -> BatchFacts:
-        """What the host reads off the batch that came last."""
-        waited, position = self._came
-        return batch_facts(batch, self._fill[position[0]], waited, position)
-
-    def settle(self) -> None:
-        """Fetches the pending step's metrics; writes a line where one is due.
-
-        Raises:
-            RunStopped: `training.bad_steps` in a row were not finite.
-        """
-        if self.pending is None:
-            return
-        (number, metrics, facts), self.pending = self.pending, None
-        metrics = metrics.fetch()
-        self._bad, self._skipped, self._usual_norm = metrics.bad, metrics.skipped, metrics.usual_norm
-        if not metrics.made:
-            self._log.write("skipped", number, self._blame(metrics, facts))
-        self.interval.add(metrics, facts)
-        self._speed.add(metrics, facts)
-        if number % self._config.training.log_every == 0:
-            row_tokens, row_visible, _ = self._capacities
-            values = self.interval.values(row_tokens, row_visible, self._config.data.rows)
-            values |= {"epoch": facts.position[0], "row": facts.position[1]}
-            self._log.write("metrics", number, {**values, **self._speed.values(), **self._goodput.values()})
-            self._goodput.write()
-            self._log.progress(number, values["loss"])
-            self.interval = Interval()
-        if self._bad >= self._config.training.bad_steps:
-            last = self._checkpoints.latest()
-            raise RunStopped(
-                f"training step {number}",
-                f"{self._bad} steps in a row whose loss or gradient is not finite, or a spike",
-                f"fewer than config.training.bad_steps = {self._config.training.bad_steps}",
-                f"no update was made since step {number - self._bad}; "
-                + (f"the checkpoint of step {last} stands; " if last is not None else "")
-                + "look at the data, or begin again in another --workdir with a lower config.optimizer.learning_rate",
-            )
-
-    def _blame(self, metrics, facts) -> dict:
-        """Of a step that was not made: why, and the whole batch's windows, as rows of the epoch's window table."""
-        epoch, row = facts.position
-        plan = self._loader.plans.get(epoch)
-        windows = [int(w) for r in range(row, row + self._config.data.rows) for w in plan.row(r)]
-        finite = math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)
-        reason = "not finite" if not finite else "nothing to learn" if metrics.gradient_norm == 0 else "spike"
-        norm = {"gradient_norm": metrics.gradient_norm, "usual_norm": self._usual_norm}
-        return {"reason": reason, **norm, "epoch": epoch, "row": row, "windows": windows}
-
-    def validate(self, validation, number: int, state: TrainState, stopping: Callable[[], bool]) -> bool:
-        """Writes the line of held-out figures after step `number`; False, and no line, where a stop was asked for."""
-        self.settle()
-        with self._goodput.spent("evaluate"):
-            measured = validation.measure(state.weights, stopping)
-        if measured is None:
-            return False
-        self._log.write("validation", number, measured)
-        self.measured = measured
-        return True
-
-    def save(self, number: int, state: TrainState, owes_validation: bool) -> None:
-        """Starts saving the state after step `number`."""
-        position = {
-            "step": number,
-            "bad": self._bad,
-            "skipped": self._skipped,
-            "usual_norm": self._usual_norm,
-            "data": self._loader.state(),
-            "interval": interval_values(self.interval),
-            "owes_validation": owes_validation,
-        }
-        self._checkpoints.save(number, state.params, state.optimizer, {**self._about, **position}, state.average)
-
-
-class Validation:
-    """Held-out loss and errors on validation subjects, for each kind of mask, with fixed starts and fixed masks."""
-
-    def __init__(self, config: Config, plan: Blueprint, stores, plans_dir: Path, mesh):
-        self._config, self._stores, self._plans_dir, self._mesh = config, stores, plans_dir, mesh
-        self._evaluate, self._share = step.make_eval_step(plan), sharding.rows_share(mesh)
-        self._present = any(np.any(store.index.split == 1) for store in stores)
-        if not self._present and jax.process_index() == 0:
-            print("no validation subjects in these stores: no held-out loss will be measured", flush=True)
-
-    def measure(self, params: dict, stopping: Callable[[], bool] = lambda: False) -> dict | None:
-        """{"validation/KIND/METRIC/MODALITY": average over `training.eval_batches` batches}.
-
-        Args:
-            stopping: asked before each batch, the same answer in every process; None is returned once it says so.
-        """
-        found = {}
-        for kind in masking.STRATEGIES if self._present else ():
-            sums, counts = {}, {}
-            batches = evaluation_batches(
-                self._stores,
-                self._config.tokens,
-                self._config.data,
-                "validation",
-                plans_dir=self._plans_dir / "validation",
-                strategy=kind,
-                host=self._share.number,
-                hosts=self._share.parts,
-            )
-            for _, batch in zip(range(self._config.training.eval_batches), batches):
-                if stopping():
-                    return None
-                outputs = jax.device_get(self._evaluate(params, step.to_global(batch, self._mesh)))
-                for total, more in zip((sums, counts), outputs):
-                    for name, value in more.items():
-                        total[name] = total.get(name, 0.0) + float(value)
-            found |= {f"validation/{kind}/{name}": value for name, value in averages(sums, counts).items()}
-        return found
-
-
 def _checked_mesh(config: Config) -> jax.sharding.Mesh:
     for name in ("steps", "log_every", "eval_every", "eval_batches", "save_every", "bad_steps", "accumulate"):
         if (value := getattr(config.training, name)) < 1:
@@ -354,7 +192,6 @@ def _cache_compilations(home: Workdir) -> None:
     # so that they lie where every host reads: in the object store, where the work directory is there.
     if jax.config.jax_compilation_cache_dir is None:  # a cache that several runs share may be set in the environment
         jax.config.update("jax_compilation_cache_dir", str(storage.join(home.place, "compilation_cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def _print_start(config: Config, plan: Blueprint, loader: Loader, done: int) -> None:

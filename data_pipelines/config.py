@@ -77,6 +77,8 @@ class DataConfig:
 
     Attributes:
         stores: a store, a folder of stores, or several of them separated by commas; here, or at s3:// or gs://.
+        fold: "2/5": test patients are those of the second of five folds, validation those of the next one, see `folds`;
+            "" = the splits that the stores were prepared with.
         weights: store name -> mixture weight (1 for those not named); 0 leaves a store out.
         window: see `WindowConfig`.
         mask: see `MaskConfig`.
@@ -93,6 +95,7 @@ class DataConfig:
     """
 
     stores: str = ""
+    fold: str = ""
     weights: dict[str, float] = field(default_factory=dict)
     window: WindowConfig = field(default_factory=WindowConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)

@@ -23,11 +23,14 @@ reading is three times as fast, for twice the disk.
 A store may lie in a folder or, with the same names, in an object store (`store_files.py`, `store_cache.py`).
 """
 
+import copy
+import dataclasses
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines import storage
+from data_pipelines import folds, storage
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import INVALID, SPECS, Spec
 from data_pipelines.quality import MEASURES
@@ -85,6 +88,7 @@ class Store:
         self.name: str = manifest["name"]
         self.spec = Spec.from_dict(manifest["spec"])
         self.digest: str = manifest["digest"]
+        self.fold: folds.Fold | None = None
         self.index = _read_index(self._table("index.parquet"), manifest)
         self._layouts = [_layout(channels) for channels in self.index.channel_sets]
 
@@ -118,8 +122,15 @@ class Store:
         """Whose ids its subjects are: part of their hash, as the key is."""
         return self.manifest["plan"].get("people", self.name)
 
+    def on_fold(self, fold: folds.Fold) -> "Store":
+        """The same recordings under other splits, see `folds.splits`; its digest is another one."""
+        view = copy.copy(self)
+        view.index = dataclasses.replace(self.index, split=folds.splits(self.index.subject, fold))
+        view.fold, view.digest = fold, hashlib.sha256(f"{self.digest} {fold}".encode()).hexdigest()
+        return view
+
     def __reduce__(self):
-        return (_reopen, (self.path, self.digest))
+        return (_reopen, (self.path, self.manifest["digest"], self.fold))
 
     def _table(self, name):
         import pyarrow.parquet as pq
@@ -265,12 +276,13 @@ def _numpy(column) -> np.ndarray:
     return values.view(bool) if boolean else values
 
 
-def _reopen(path, digest):
+def _reopen(path, digest, fold):
     """Unpickling in a worker: the parent has verified the files, here only that it is still the same store."""
     manifest = read_manifest(path)
     if manifest["digest"] != digest:
         raise BadInput(str(path), "another store than when the run began", "the same one", "start the run again")
-    return Store(path, manifest)
+    store = Store(path, manifest)
+    return store.on_fold(fold) if fold else store
 
 
 def stores_in(path: storage.Place) -> list[storage.Place]:
@@ -280,16 +292,17 @@ def stores_in(path: storage.Place) -> list[storage.Place]:
     return [storage.place(str(manifest)[: -len(MANIFEST)]) for manifest in storage.glob(path, f"*/{MANIFEST}")]
 
 
-def open_stores(where: str, verify: str = "full") -> list[Store]:
+def open_stores(where: str, verify: str = "full", fold: str = "") -> list[Store]:
     """Opens stores for one run.
 
     Args:
         where: a store, a folder of stores, or several of either separated by commas; local or remote.
-        verify: as in `Store.open`.
+        verify: as in `Store.open`. fold: as `DataConfig.fold`.
 
     Raises:
-        BadInput: nothing there, two stores of one name, or stores prepared in different ways.
+        BadInput: nothing there, two stores of one name, stores prepared in different ways, or no fold of that name.
     """
+    chosen = folds.parse(fold)
     folders: list[storage.Place] = []
     for part in filter(None, (p.strip() for p in where.split(","))):
         path = storage.place(part)
@@ -301,4 +314,4 @@ def open_stores(where: str, verify: str = "full") -> list[Store]:
         if store.name in {s.name for s in stores[:i]}:
             raise BadInput(str(store.path), f"a second store named {store.name!r}", "one of each name", "leave one out")
         check_spec(store.spec, stores[0].spec, str(store.path))
-    return stores
+    return [store.on_fold(chosen) for store in stores] if chosen else stores

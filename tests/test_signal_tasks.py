@@ -258,7 +258,7 @@ def test_a_study_judges_signals_with_intervals_and_says_what_makes_no_sense(plac
     assert one.low <= one.point <= one.high and one.cases == 8
     assert "Pearson" in (tmp_path / "report.html").read_text()
     with pytest.raises(BadInput, match="lead_to_twelve reads is part of the task"):
-        settings = Settings("", [place[1]], [], 0, True, 0, 0)
+        settings = Settings("", [place[1]], [], 0, True, tmp_path, 0, 0)
         study.plan(settings, "lead_to_twelve", "trees", "2", None, tmp_path / "other")
 
 

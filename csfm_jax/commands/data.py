@@ -46,7 +46,7 @@ def _describe_all(args) -> None:
     if args.overrides and not args.config:
         raise BadInput(args.overrides[0], "no --config that it changes", "one", "add --config=NAME")
     config = configs.load(args.config, args.overrides) if args.config else configs.Config()
-    stores = open_stores(args.stores[0], config.data.verify)
+    stores = open_stores(args.stores[0], config.data.verify, config.data.fold)
     for store in stores:
         print("\n".join(_describe(store)))
     if not (args.config or args.suggest):

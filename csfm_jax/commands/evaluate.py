@@ -42,6 +42,10 @@ def arguments(parser) -> None:
         "--label-networks", metavar="A,B",
         help="which of the models are fine-tuned again on each of these fractions too: as many fine-tunings more",
     )  # fmt: skip
+    study.add_argument(
+        "--folds", type=int, default=0, metavar="N",
+        help="folds of patients, each of them tested once, in place of the stores' splits: as many studies, pooled",
+    )  # fmt: skip
     study.add_argument("--similarity", metavar="A,B", help="two of the models whose layers are compared by linear CKA")
     study.add_argument("--workers", type=int, default=0, help="processes that measure features for trees")
     study.add_argument("--stopped-code", type=int, default=0, metavar="CODE", help="as in `csfm train`")
@@ -70,24 +74,34 @@ def _study(args) -> int:
     import jax
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in `csfm train`
-    from csfm_jax.evaluation import cells, study, study_results
+    from csfm_jax.evaluation import cells, study, study_folds, study_results
     from csfm_jax.reporting import evaluation_page
     from data_pipelines.store import open_stores
 
     halvings, folder = _halvings(args.label_fractions), Path(args.workdir)
+    if args.folds and (args.folds < 3 or args.similarity):
+        found = "with --similarity, which compares two networks" if args.similarity else str(args.folds)
+        raise BadInput("--folds", found, "3 or more, alone", "5 is usual; leave one out")
     stores = open_stores(args.store, args.verify)
     if jax.config.jax_compilation_cache_dir is None:  # one for all cells
         jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
     settings = cells.Settings(
-        args.store, stores, args.overrides, args.seed, args.unchecked_subjects, halvings, args.workers,
+        args.store, stores, args.overrides, args.seed, args.unchecked_subjects, folder / "features", halvings,
+        args.workers,
         tuple(filter(None, (word.strip() for word in (args.label_networks or "").split(",")))),
     )  # fmt: skip
-    planned = study.plan(settings, args.tasks, args.models, args.sensors, args.similarity, folder)
+
+    def plan(settings: cells.Settings, folder: Path) -> study.Study:
+        return study.plan(settings, args.tasks, args.models, args.sensors, args.similarity, folder)
+
+    parts = study_folds.plan(settings, args.folds, plan, folder) if args.folds else [plan(settings, folder)]
     try:
-        study.run(planned)
+        for part in parts:
+            study.run(part)
     except cells.Stopped:
         print("stopped; the same command goes on", flush=True)
         return args.stopped_code
+    planned = study_folds.pool(parts, folder) if args.folds else parts[0]
     results = study_results.gather(planned, args.bootstrap, args.seed)
     study_results.write(results, folder / "results.parquet")
     evaluation_page.write(results, study.alike(planned), folder / "report.html")

@@ -67,7 +67,8 @@ def run(args) -> int:
 
     about = None if scratch else encoding.about(args.checkpoint)
     config = recipe(base or about.config, task, args.store, args.overrides, scratch)
-    stores = open_stores(args.store, "size")  # the loop opens them again, and verifies them as the config says
+    # the loop opens them again, and verifies them as the config says
+    stores = open_stores(args.store, "size", config.data.fold)
     resolved = resolve(config, stores)
     if about is not None:
         leakage.check(stores, about.provenance, args.unchecked_subjects, args.checkpoint)

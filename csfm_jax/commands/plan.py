@@ -102,7 +102,7 @@ def _print_epoch(config: Config, topology, step, stores: str) -> None:
     from data_pipelines import packing, windows
     from data_pipelines.store import open_stores
 
-    table = windows.epoch_windows(open_stores(stores, "size"), config.tokens, config.data, "train", 0)
+    table = windows.epoch_windows(open_stores(stores, "size", config.data.fold), config.tokens, config.data, "train", 0)
     capacities = windows.capacities(config.tokens, config.data)
     rows = packing.plan(table.sizes(), capacities, config.data.seed, 0).rows
     steps, best = -(-rows // config.data.rows), roofline(config, step, topology)

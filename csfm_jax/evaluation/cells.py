@@ -48,6 +48,7 @@ class Settings:
     Attributes:
         where: of the stores, as given; stores: opened. overrides: of the fine-tunings. seed: of random networks, trees
             and subsets. unchecked: whether test subjects need not be comparable with those of the pretraining.
+        features: folder for those of recordings, which no split decides.
         halvings: of the train patients, for label efficiency; 0 = none. workers: processes that measure for trees.
         halved: words of networks that are taught again on fewer patients.
     """
@@ -57,6 +58,7 @@ class Settings:
     overrides: list[str]
     seed: int
     unchecked: bool
+    features: Path
     halvings: int
     workers: int
     halved: tuple[str, ...] = ()
@@ -267,7 +269,7 @@ def _features_file(cell: Cell, subset: Sensors) -> Path:
     decides = [cell.model.identity, sorted(subset.channels), read]
     decides += [] if task.cut is None else [dataclasses.asdict(task.cut)]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    return cell.folder.parents[2] / "features" / cell.model.folder / f"{subset.file}-{digest}.npz"
+    return cell.settings.features / cell.model.folder / f"{subset.file}-{digest}.npz"
 
 
 def _keep(table: tabular.Table, target: Path) -> None:

@@ -77,6 +77,25 @@ def write(
         partial.unlink(missing_ok=True)
 
 
+def join(files: list[Path], target: Path, rows: int | None = None) -> None:
+    """Writes files of predictions as one, with the columns that all of them have, whole or not at all.
+
+    Args:
+        files: of `write`, as Parquet; what is told with the first is kept. rows: the first ones alone; None = all.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = [pq.read_table(file) for file in files]
+    names = [name for name in tables[0].column_names if all(name in table.column_names for table in tables)]
+    told = tables[0].schema.metadata
+    whole = pa.concat_tables([table.select(names).replace_schema_metadata(told) for table in tables])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    pq.write_table(whole if rows is None else whole.slice(0, rows), partial)
+    os.replace(partial, target)
+
+
 def read(path: Path) -> Read:
     """Reads a Parquet file of `write`.
 

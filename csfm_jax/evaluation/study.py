@@ -42,6 +42,7 @@ class Study:
     Attributes:
         settings: of all. tasks, models: in the order in which they were named. cells: of every task in turn.
         pair: words of two models whose layers are compared, or None. folder: the study's own.
+        folds: how many its predictions are pooled of, see `study_folds`; 0 = none.
     """
 
     settings: Settings
@@ -50,6 +51,7 @@ class Study:
     cells: list[Cell]
     pair: tuple[str, str] | None
     folder: Path
+    folds: int = 0
 
     def of(self, task: str) -> list[Cell]:
         """A task's cells, in the order of the models."""
@@ -100,7 +102,7 @@ def plan(
         for cell in mine if model.kind in FINE_TUNED else ():
             _ = cell.config  # refuses an override that no config has
     pair = _pair(models, pair_words)
-    _check_same(settings, folder)
+    check_same(settings, folder)
     return Study(settings, setups, models, made, pair, folder)
 
 
@@ -151,17 +153,25 @@ def _pair(models: list[Model], words: str | None) -> tuple[str, str] | None:
     return named
 
 
-def _check_same(settings: Settings, folder: Path) -> None:
-    """A study goes on with the settings that it began with; models, tasks and sensors may be added."""
+def check_same(settings: Settings, folder: Path, **more) -> None:
+    """A study goes on with the settings that it began with; models, tasks and sensors may be added.
+
+    Args:
+        folder: the study's, where its settings are kept. more: plain values that decide, too.
+
+    Raises:
+        BadInput: another study is there.
+    """
     told = {
         "stores": {store.name: store.digest for store in settings.stores},
         "overrides": sorted(settings.overrides),
         "seed": settings.seed,
+        **more,
     }
     path = folder / "study.json"
     if path.is_file():
         before = json.loads(path.read_text())
-        if differing := [name for name in told if before.get(name) != told[name]]:
+        if differing := [name for name in {**told, **before} if before.get(name) != told.get(name)]:
             found = f"a study with other {' and '.join(differing)}"
             raise BadInput(str(folder), found, "those it began with", "choose another --workdir for another study")
         return

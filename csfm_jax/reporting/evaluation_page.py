@@ -52,12 +52,13 @@ def render(results: Results, alike: dict[str, np.ndarray]) -> str:
 def _beginning(results: Results) -> str:
     study = results.study
     stores = ", ".join(store.name for store in study.settings.stores)
+    told = f" Predictions of {study.folds} folds of patients, whose models differ, are pooled." * (study.folds > 0)
     lines = [
         f"{len(study.tasks)} tasks, {len(study.models)} models; stores: {stores}; prepared by "
         f"{study.settings.stores[0].spec}.",
         "Models are fitted on train subjects; thresholds, temperatures and regularisation are chosen on validation "
         "subjects; all figures are of test subjects, with 95 % bootstrap intervals over patients. Differences are "
-        f"paired, against {study.models[0].word}. All models of a table are read on the same recordings.",
+        f"paired, against {study.models[0].word}. All models of a table are read on the same recordings." + told,
     ]
     return "<h1>Evaluation</h1>" + "".join(f'<p class="soft">{markup.text(line)}</p>' for line in lines)
 
@@ -96,7 +97,8 @@ def _task(results: Results, setup: TaskSetup, alike: np.ndarray | None) -> str:
     parts += [_efficiency(results, setup), _labels(results, setup), _alike(alike)]
     if task.kind == "multilabel":
         study = results.study
-        parts.append(evaluation_errors.section(group, study.settings.stores, study.of(task.name)))
+        explained = [] if study.folds else study.of(task.name)  # of folds no one network has made all predictions
+        parts.append(evaluation_errors.section(group, study.settings.stores, explained))
     return "\n".join(filter(None, parts))
 
 

@@ -60,7 +60,7 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         together.check_equal("--config", record.everywhere_digest(config), "one configuration everywhere", remedy)
         rate = learning_rate(config.optimizer, config.training.steps)
         optimizer = run_optimizer(config)
-        stores = open_stores(config.data.stores, config.data.verify)
+        stores = open_stores(config.data.stores, config.data.verify, config.data.fold)
         # Before anything waits for the others: what a host reads to verify its own copies may take it hours.
         together.barrier("stores opened", together.LONG)
         home = until_end.enter_context(Workdir(workdir))

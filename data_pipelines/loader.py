@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
@@ -85,7 +86,8 @@ class Rows:
         start, seconds = float(plan.start[window]), float(plan.seconds[window])
         if isinstance(self.stores[store], Pairs):
             # of the window, not of its place in a row: what is added to a recording does not depend on the others
-            rng = added.at(self.data.seed, epoch, recording, round(start * 1000))
+            name = zlib.crc32(self.stores[store].name.encode())
+            rng = added.at(self.data.seed, epoch, name, recording, round(start * 1000))
             pair = self.stores[store].read_pair(recording, start, seconds, rng)
             nothing = np.zeros(0, np.int32)
             writer.add(pair.given, nothing, window, pair.reference, seconds, change, pair.asked)

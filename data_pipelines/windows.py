@@ -124,6 +124,8 @@ def check(tokens: TokenConfig, data: DataConfig) -> None:
         raise BadInput("config.data.quality_minimum", f"{data.quality_minimum:g}", "0 to below 1", "correct the config")
     data.augment.check("config.data.augment")
     window = data.window
+    if not np.isfinite(window.seconds):
+        raise BadInput("config.data.window.seconds", f"{window.seconds:g}", "a length", "correct the config")
     if not 0 < window.minimum_seconds <= window.seconds:
         raise BadInput(
             "config.data.window.minimum_seconds",

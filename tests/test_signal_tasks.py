@@ -262,6 +262,17 @@ def test_a_study_judges_signals_with_intervals_and_says_what_makes_no_sense(plac
         study.plan(settings, "lead_to_twelve", "trees", "2", None, tmp_path / "other")
 
 
+def test_the_error_of_a_heart_rate_is_in_beats_a_minute():
+    """Beats at 60 and 72 a minute; a prediction without beats has no rate, a recording without them asks for none."""
+    seconds, rate = np.arange(10 * modality_of("II").rate) / modality_of("II").rate, (1.0, 1.2)
+    slow, fast = (np.exp(-((((hertz * seconds + 0.3) % 1 - 0.5) / hertz / 0.03) ** 2)) for hertz in rate)
+    flat = np.zeros_like(slow)
+    signal = translated.Signal(*(np.stack(x).astype(np.float32) for x in ([fast, flat, slow], [slow, slow, flat])))
+    found = translated._rates(signal, "II")
+    np.testing.assert_allclose(found[0], [12, 1], atol=0.5)
+    assert np.isnan(found[1, 0]) and found[1, 1] == 0 and np.isnan(found[2]).all()
+
+
 def test_figures_of_recordings_have_known_answers():
     task, outputs = tasks.get("lead_to_twelve"), tasks.get("lead_to_twelve").outputs(("II", "V1"))
     values = np.array([[1, 4, 0.5, 3, 1, np.nan, np.nan, np.nan, np.nan, np.nan], [3, 16, 0.9, 5, 0, 2, 9, 0.2, 1, 1]])

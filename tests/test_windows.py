@@ -1,5 +1,6 @@
 """Which windows an epoch takes: counts, starts, mixture weights, splits, and token bounds from the index alone."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -159,6 +160,7 @@ def test_v_of_zero_never_binds(keep_signal, keep_text, text_length, T, S):
         ("tokens.patch.ecg", {"tokens": replace(TOKENS, patch={**TOKENS.patch, "ecg": 0})}),
         ("tokens.channels", {"tokens": TokenConfig(channels="some")}),
         ("data.window.minimum_seconds", {"window": WindowConfig(1.0, 2.0)}),
+        ("data.window.seconds", {"window": WindowConfig(math.inf, 2.0)}),
         ("data.window.most_per_recording", {"window": WindowConfig(most_per_recording=0)}),
         ("tokens.modalities", {"tokens": TokenConfig(modalities=())}),
         ("tokens.modalities", {"tokens": TokenConfig(modalities=("ecg", "ecg"))}),

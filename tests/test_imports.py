@@ -35,11 +35,12 @@ def test_a_training_run_starts_without_what_it_does_not_use(tiny_stores, tmp_pat
 import sys
 from pathlib import Path
 import csfm_jax.training.loop
-from csfm_jax.training.board import open_board
+from csfm_jax.training.board import Board
 from data_pipelines.store import open_stores
 open_stores({str(tiny_stores)!r}, "size")
-with open_board(Path({str(tmp_path)!r}), 1) as board:
-    board.add_scalar("loss", 1.0, 1)
+board = Board(Path({str(tmp_path)!r}), 1)
+board.add(1, {{"loss": 1.0}})
+board.close()
 print(*sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -1,12 +1,16 @@
 """Metrics are sums over sums, and each step stands in a file once."""
 
 import json
+import socket
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from csfm_jax.training.board import Board
 from csfm_jax.training.metrics import (
     BatchFacts,
     Interval,
@@ -77,6 +81,15 @@ def test_lines_reach_tensorboard(tmp_path):
     (events,) = (tmp_path / "tensorboard").iterdir()
     written = events.read_bytes()
     assert b"sensors/ecg" in written and b"nothing" not in written and written.count(b"loss") == 2
+
+
+def test_a_full_disk_is_an_error_of_the_one_who_writes_scalars(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1.7e9)
+    (tmp_path / f"events.out.tfevents.1700000000.{socket.gethostname()}").symlink_to("/dev/full")
+    threads, board = threading.active_count(), Board(tmp_path, 1)
+    with pytest.raises(OSError, match="No space left"):
+        board.add(1, {"loss": 1.0})
+    assert threading.active_count() == threads  # of which nobody would hear
 
 
 def test_nothing_counted_is_none():

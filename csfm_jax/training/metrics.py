@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from csfm_jax.training.board import open_board
+from csfm_jax.training.board import Board
 from csfm_jax.training.step import StepMetrics
 from data_pipelines.batch import MODALITY_OF, TokenBatch
 from data_pipelines.signals import MODALITIES
@@ -175,7 +175,7 @@ class Log:
             path = folder / f"{name}.jsonl"
             drop_lines_after(path, done)
             self._files[name] = open(path, "a", encoding="utf-8")
-        self._board = open_board(folder / "tensorboard", done + 1)
+        self._board = Board(folder / "tensorboard", done + 1)
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -189,10 +189,11 @@ class Log:
         line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._files[name].write(json.dumps({"step": step, **line}, allow_nan=False) + "\n")
         self._files[name].flush()
-        for key, value in values.items() if name != "skipped" else ():
-            for part, number in (value if isinstance(value, dict) else {"": value}).items():
-                if number is not None:
-                    self._board.add_scalar(f"{key}/{part}" if part else key, number, step)
+        if name == "skipped":
+            return
+        parted = {k: v if isinstance(v, dict) else {"": v} for k, v in values.items()}
+        scalars = {f"{k}/{part}" if part else k: v for k, parts in parted.items() for part, v in parts.items()}
+        self._board.add(step, {k: v for k, v in scalars.items() if v is not None})
 
     def lacks(self, name: str, step: int) -> bool:
         """Whether NAME.jsonl has no line of a step; False in a process that writes none."""

@@ -4,7 +4,7 @@ import atexit
 import multiprocessing
 import os
 import sys
-import tempfile
+import uuid
 from pathlib import Path
 
 from csfm_jax import cli
@@ -24,7 +24,8 @@ class Command:
     """
 
     def __init__(self, words: list[str], folder: Path):
-        self._printed = [Path(tempfile.mkstemp(dir=folder, suffix=suffix)[1]) for suffix in (".out", ".err")]
+        name = uuid.uuid4().hex
+        self._printed = [folder / f"{name}.{suffix}" for suffix in ("out", "err")]
         self._process = _server.Process(target=_run, args=(words, dict(os.environ), *self._printed))
         self._process.start()
 
@@ -52,6 +53,7 @@ def _run(words: list[str], environment: dict[str, str], *printed: Path) -> None:
             os.dup2(file.fileno(), number)
     sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115 (until it ends)
     sys.argv = ["csfm", *words]
-    code = cli.main(words)
-    atexit._run_exitfuncs()  # which a forked process does not run by itself; JAX's and ours are among them
-    sys.exit(code)
+    try:
+        sys.exit(cli.main(words))
+    finally:
+        atexit._run_exitfuncs()  # which a forked process does not run by itself; JAX's and ours are among them

@@ -149,14 +149,28 @@ def test_matlab_that_inflates_or_holds_no_numbers(tmp_path):
     refused(path, "inflates without end")
 
 
-def test_hdf5_heap_that_never_ends(tmp_path):
-    """The library would go round for ever, in C, where no timer reaches it."""
-    path = tmp_path / "x.h5"
+def opensignals(path):
     with h5py.File(path, "w") as file:
         device = file.create_group("00:07:80")
         device.attrs["sampling rate"] = 1000
         raw = device.create_dataset("raw/channel_1", data=np.arange(200, dtype=np.uint16)[:, None])
         raw.attrs["sensor"] = "ECG"
+    return path
+
+
+def test_hdf5_attribute_of_a_type_that_there_is_not(tmp_path):
+    """The library would end the process."""
+    content = bytearray((path := opensignals(tmp_path / "x.h5")).read_bytes())
+    kind = content.index(b"sensor\0\0") + 9  # after the class of the attribute's type: a sequence that is a text
+    assert content[kind] == 1
+    content[kind] = 255
+    path.write_bytes(content)
+    refused(path, "an attribute 'sensor' of another type")
+
+
+def test_hdf5_heap_that_never_ends(tmp_path):
+    """The library would go round for ever, in C, where no timer reaches it."""
+    path = opensignals(tmp_path / "x.h5")
     assert data_pipelines.read(path).channels[0].name == "ECG other"
     content = bytearray(path.read_bytes())
     heap = content.index(b"GCOL")

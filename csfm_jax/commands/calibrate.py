@@ -30,7 +30,7 @@ def run(args) -> None:
         raise BadInput("--specificity", f"{args.specificity:g}", "0 to 1", "correct it")
     model = FineTuned.load(args.checkpoint, calibration=False)  # an earlier one is about to be replaced
     calibrated.check_kind(model.task)
-    stores = open_stores(args.store, args.verify, model.config.data.fold)
+    stores = model.on_fold(open_stores(args.store, args.verify))
     _check_unseen(model, stores, args)
     found = model.predict(stores, "validation")
     step = model.provenance["path"]

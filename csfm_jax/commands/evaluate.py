@@ -65,6 +65,8 @@ def run(args) -> int:
         found = " ".join(given[0] + given[1]) or "neither"
         expected = "--tasks --models --workdir (a study), or --checkpoint (a probe of labels)"
         raise BadInput("csfm evaluate", found, expected, "give one of the two")
+    if args.folds and args.checkpoint:
+        raise BadInput("--folds", "beside --checkpoint", "a study", "name --tasks, --models and --workdir")
     return _study(args) if given[0] else _probe(args)
 
 

@@ -37,7 +37,7 @@ def run(args) -> None:
         raise BadInput("--output", f"a name that ends in {args.output.suffix!r}", expected, "choose another")
     if args.blind and model.task.kind != "signal":
         raise BadInput("--blind", f"the task {model.task.name}", "one that predicts signals", "leave it out")
-    stores = open_stores(args.store, args.verify, model.config.data.fold)
+    stores = model.on_fold(open_stores(args.store, args.verify))
     if args.split == "test":
         leakage.check(stores, model.provenance, args.unchecked_subjects, args.checkpoint)
     if model.task.kind == "signal":

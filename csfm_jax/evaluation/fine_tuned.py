@@ -21,7 +21,7 @@ from csfm_jax.models import lora
 from csfm_jax.objectives.supervised import Supervised
 from csfm_jax.objectives.translation import Translation
 from csfm_jax.tasks.resolve import cut, read_tokens
-from data_pipelines import preprocess
+from data_pipelines import folds, preprocess
 from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.loader import pack_windows
@@ -75,6 +75,14 @@ class FineTuned(NamedTuple):
     def outputs(self) -> tuple[str, ...]:
         """Names of the columns of predictions."""
         return self.objective.outputs
+
+    def on_fold(self, stores: list[Store]) -> list[Store]:
+        """The stores that it was taught on under the fold of `data.fold`, where it has one; the others as they are."""
+        fold, taught_on = folds.parse(self.config.data.fold), self.provenance.get("stores") or {}
+        if fold is None:
+            return stores
+        print(f"of stores that the model was taught on, splits are those of fold {fold}")
+        return [store.on_fold(fold) if store.name in taught_on else store for store in stores]
 
     def predict(self, stores: list[Store], split: str) -> Predictions:
         """Predictions for every recording of a split, the crops of each averaged; of signals, `translated.predictions`.

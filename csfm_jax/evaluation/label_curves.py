@@ -35,7 +35,8 @@ def curves(study: Study, setup: TaskSetup, replicates: int, seed: int) -> dict[s
     of_cell = {cell.model.word: cell for cell in study.of(setup.task.name)}
     for cell in of_cell.values():
         wanted = [cell.file(setup.subsets[0], TRAINED, "test", k) for k in range(cell.halvings + 1)]
-        if cell.halvings and all(file.exists() for file in wanted):
+        complete = cell.status.get("failed", "") is None
+        if complete and cell.halvings and all(file.exists() for file in wanted):
             files[cell.model.word] = wanted
     read = {word: [in_order(prediction_files.read(file), setup) for file in them] for word, them in files.items()}
     if not read or setup.task.kind == "survival":

@@ -20,6 +20,7 @@ class Read(NamedTuple):
         told: what was kept with the table.
         key: [n] str, store and hashed study: the same recording has the same key in every file.
         subject: [n] str, hashed. windows: [n] int. values: [n, outputs]. labels: [n, K], NaN = not labelled.
+        fold: [n] int, of the models' folds where `join` has put several files together; else 0.
     """
 
     outputs: tuple[str, ...]
@@ -30,6 +31,7 @@ class Read(NamedTuple):
     windows: np.ndarray
     values: np.ndarray
     labels: np.ndarray
+    fold: np.ndarray
 
     def rows(self, chosen: np.ndarray) -> "Read":
         """Some rows, by number or by flag."""
@@ -77,22 +79,26 @@ def write(
         partial.unlink(missing_ok=True)
 
 
-def join(files: list[Path], target: Path, rows: int | None = None) -> None:
+def join(files: list[Path], target: Path) -> None:
     """Writes files of predictions as one, with the columns that all of them have, whole or not at all.
 
     Args:
-        files: of `write`, as Parquet; what is told with the first is kept. rows: the first ones alone; None = all.
+        files: of `write`, as Parquet, one a fold; what is told with the first is kept, of numbers the mean.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     tables = [pq.read_table(file) for file in files]
     names = [name for name in tables[0].column_names if all(name in table.column_names for table in tables)]
-    told = tables[0].schema.metadata
-    whole = pa.concat_tables([table.select(names).replace_schema_metadata(told) for table in tables])
+    every = [json.loads(table.schema.metadata[b"csfm"]) for table in tables]
+    means = {name: float(np.mean([told[name] for told in every])) for name in every[0] if name == "train_patients"}
+    told = {"csfm": json.dumps(every[0] | means)}
+    parts = [table.select(names).append_column("fold", pa.array(np.full(len(table), number, np.int32)))
+             for number, table in enumerate(tables, 1)]  # fmt: skip
+    whole = pa.concat_tables([part.replace_schema_metadata(told) for part in parts])
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
-    pq.write_table(whole if rows is None else whole.slice(0, rows), partial)
+    pq.write_table(whole, partial)
     os.replace(partial, target)
 
 
@@ -120,4 +126,5 @@ def read(path: Path) -> Read:
     ]
     key = np.array([f"{store}/{study}" for store, study in zip(stores, studies)])
     told = json.loads((table.schema.metadata or {}).get(b"csfm", b"{}"))
-    return Read(outputs, labels, told, key, np.array(subjects), table["windows"].to_numpy(), *columns)
+    fold = table["fold"].to_numpy() if "fold" in table.column_names else np.zeros(len(key), np.int32)
+    return Read(outputs, labels, told, key, np.array(subjects), table["windows"].to_numpy(), *columns, fold)

@@ -19,6 +19,9 @@ from csfm_jax.tasks.resolve import Resolved, cut, resolve
 from csfm_jax.tasks.task import Task
 from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
+from data_pipelines.store import Store
+
+_SETTINGS = "study.json"
 
 
 @dataclass(frozen=True)
@@ -100,15 +103,23 @@ def plan(
             taught = model.config.adaptation.task
             raise BadInput(f"--models={model.word}", f"a model of the task {taught}", "one of --tasks", "add the task")
         for cell in mine if model.kind in FINE_TUNED else ():
-            _ = cell.config  # refuses an override that no config has
+            _check_fold(cell.config.data.fold, settings.stores)  # the config refuses an override that none has
     pair = _pair(models, pair_words)
     check_same(settings, folder)
+    keep_settings(settings, folder)
     return Study(settings, setups, models, made, pair, folder)
 
 
 def _cut(settings: Settings, task: Task) -> Settings:
     """The settings with the stores as the task's stretches."""
     return settings if task.cut is None else dataclasses.replace(settings, stores=cut(task, settings.stores))
+
+
+def _check_fold(fold: str, stores: list[Store]) -> None:
+    """What is taught on one fold and read on another has seen whom it is tested on."""
+    if fold != (ours := str(stores[0].fold or "")):
+        expected = f"that of the study, {ours}" if ours else "none: the study's stores are read as they were prepared"
+        raise BadInput("config.data.fold", fold or "none", expected, "leave it out; --folds takes each in turn")
 
 
 def _check_halved(settings: Settings, models: list[Model]) -> None:
@@ -162,23 +173,25 @@ def check_same(settings: Settings, folder: Path, **more) -> None:
     Raises:
         BadInput: another study is there.
     """
-    told = {
-        "stores": {store.name: store.digest for store in settings.stores},
-        "overrides": sorted(settings.overrides),
-        "seed": settings.seed,
-        **more,
-    }
-    path = folder / "study.json"
-    if path.is_file():
-        before = json.loads(path.read_text())
-        if differing := [name for name in {**told, **before} if before.get(name) != told.get(name)]:
-            found = f"a study with other {' and '.join(differing)}"
-            raise BadInput(str(folder), found, "those it began with", "choose another --workdir for another study")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".study.json.partial"
-    partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    path, told = folder / _SETTINGS, _told(settings, more)
+    before = json.loads(path.read_text()) if path.is_file() else told
+    if differing := [name for name in {**told, **before} if before.get(name) != told.get(name)]:
+        found = f"a study with other {' and '.join(differing)}"
+        raise BadInput(str(folder), found, "those it began with", "choose another --workdir for another study")
+
+
+def keep_settings(settings: Settings, folder: Path, **more) -> None:
+    """Writes what `check_same` compares, where nothing is yet; arguments as there."""
+    if not (folder / _SETTINGS).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{_SETTINGS}.partial"
+        partial.write_text(json.dumps(_told(settings, more), indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, folder / _SETTINGS)
+
+
+def _told(settings: Settings, more: dict) -> dict:
+    stores = {store.name: store.digest for store in settings.stores}
+    return {"stores": stores, "overrides": sorted(settings.overrides), "seed": settings.seed, **more}
 
 
 def run(study: Study) -> None:
@@ -187,8 +200,10 @@ def run(study: Study) -> None:
     Raises:
         cells.Stopped: a signal ended a fine-tuning.
     """
+    fold = study.settings.stores[0].fold
     for number, cell in enumerate(study.cells, 1):
-        print(f"== {number} of {len(study.cells)}: {cell.task.name}, {cell.model.word}", flush=True)
+        told = f"{cell.task.name}, {cell.model.word}" + (f", fold {fold}" if fold else "")
+        print(f"== {number} of {len(study.cells)}: {told}", flush=True)
         try:
             cells.run(cell)
         except BadInput as error:  # other weights: what lies there stays

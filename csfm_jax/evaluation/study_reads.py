@@ -7,6 +7,7 @@ import numpy as np
 from csfm_jax.evaluation import task_figures
 from csfm_jax.evaluation.prediction_files import Read
 from csfm_jax.evaluation.study import TaskSetup
+from csfm_jax.evaluation.task_figures import Figures, OverFolds
 
 
 def in_order(read: Read, setup: TaskSetup) -> Read | None:
@@ -22,11 +23,27 @@ def in_order(read: Read, setup: TaskSetup) -> Read | None:
     return chosen.rows(known)
 
 
+def figures(setup: TaskSetup, test: Read, validation: Read) -> OverFolds:
+    """Every figure of test cases, at thresholds and temperatures of the validation cases of the same fold."""
+
+    def of_fold(fold: int, rows: np.ndarray) -> Figures:
+        here, chosen = test.rows(rows), validation.rows(validation.fold == fold)
+        by = chosen.values, chosen.labels
+        return task_figures.all_of(setup.task, test.outputs, here.values, here.labels, by, setup.resolved.scale)
+
+    return OverFolds(test.fold, of_fold)
+
+
 def main_figure(setup: TaskSetup, test: Read) -> Callable[[np.ndarray], np.ndarray]:
     """The figure that a task is ranked by, under weights [R, n]."""
     name = task_figures.MAIN[setup.task.kind]
-    if name == "z_error":
+
+    def of_fold(fold: int, rows: np.ndarray) -> Figures:
+        here = test.rows(rows)
+        if name != "z_error":
+            return task_figures.judged_by(setup.task, test.outputs, here.values, here.labels)
         scale = np.asarray(setup.resolved.scale)
-        return lambda weights: task_figures.metrics.z_error(test.values, test.labels, scale, weights).value
-    ready = task_figures.judged_by(setup.task, test.outputs, test.values, test.labels)
+        return Figures([lambda w: {name: task_figures.metrics.z_error(here.values, here.labels, scale, w).value}])
+
+    ready = OverFolds(test.fold, of_fold)
     return lambda weights: ready.under(weights)[name]

@@ -14,7 +14,7 @@ from csfm_jax.evaluation.label_curves import Curve
 from csfm_jax.evaluation.prediction_files import Read
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study import Study, TaskSetup
-from csfm_jax.evaluation.study_reads import in_order, main_figure
+from csfm_jax.evaluation.study_reads import figures, in_order, main_figure
 
 COLUMNS = (
     "task", "model", "sensors", "reading", "recordings", "fraction", "against", "figure", "label", "point", "low",
@@ -91,7 +91,8 @@ def gather(study: Study, replicates: int, seed: int) -> Results:
         notes += [f"{setup.task.name}: no recording has the sensors {word}" for word in setup.absent]
         mine = list(_groups(study, setup, replicates, seed, notes))
         groups += mine
-        for word, judged in mine[0].models.items() if mine and setup.task.kind == "multilabel" else ():
+        tabled = mine and setup.task.kind == "multilabel" and not study.folds  # thresholds are of one network
+        for word, judged in mine[0].models.items() if tabled else ():
             labelled[setup.task.name, word] = _label_table(judged)
         curves[setup.task.name] = label_curves.curves(study, setup, replicates, seed)
     notes += _label_notes(labelled)
@@ -149,15 +150,9 @@ def _group(setup, subset, reading, recordings, read, replicates, seed) -> Group:
     for word, (_, test) in read.items():
         rows = np.array([i for i in np.argsort(test.key) if test.key[i] in common], int)
         aligned[word] = test.rows(rows)
-    task, scale = setup.task, setup.resolved.scale
-    figures = {
-        word: task_figures.all_of(
-            task, t.outputs, t.values, t.labels, (read[word][0].values, read[word][0].labels), scale
-        )
-        for word, t in aligned.items()
-    }
+    ready = {word: figures(setup, test, read[word][0]) for word, test in aligned.items()}
     subjects = next(iter(aligned.values())).subject
-    drawn = task_figures.replicate(figures, subjects, replicates, seed)
+    drawn = task_figures.replicate(ready, subjects, replicates, seed)
     first = next(iter(read))
     models = {}
     for word, found in drawn.items():

@@ -34,6 +34,32 @@ class Figures:
         return {name: value for reader in self._readers for name, value in reader(weights).items()}
 
 
+class OverFolds:
+    """Figures of each fold's cases, averaged with the cases as weights: scores of different folds' models, which have
+    learned from other patients, are never ranked against each other. A fold that has no such figure is left out of it.
+
+    Args:
+        folds: [n] int, the fold of each case. make: takes the rows of a fold and gives what reads them.
+    """
+
+    def __init__(self, folds: np.ndarray, make: Callable[[int, np.ndarray], Figures]):
+        rows = {int(fold): np.flatnonzero(folds == fold) for fold in np.unique(folds)}
+        self._parts = [(mine, make(fold, mine)) for fold, mine in rows.items()]
+
+    def under(self, weights: np.ndarray | None) -> dict[str, np.ndarray]:
+        """As `Figures.under`."""
+        sums: dict[str, np.ndarray] = {}
+        counts: dict[str, np.ndarray] = {}
+        for rows, figures in self._parts:
+            cases = np.full(1, float(len(rows))) if weights is None else weights[:, rows].sum(axis=1, dtype=np.float64)
+            for name, value in figures.under(None if weights is None else weights[:, rows]).items():
+                there = np.isfinite(value)
+                sums[name] = sums.get(name, 0.0) + np.where(there, value, 0.0) * cases
+                counts[name] = counts.get(name, 0.0) + there * cases
+        with np.errstate(invalid="ignore"):
+            return {name: sums[name] / counts[name] for name in sums}
+
+
 def judged_by(task: Task, outputs: Sequence[str], values: np.ndarray, labels: np.ndarray) -> Figures:
     """What validation prints: the figures of `Task.metrics`.
 
@@ -120,7 +146,7 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
 
 
 def replicate(
-    models: Mapping[str, Figures], patients: np.ndarray, replicates: int, seed: int
+    models: Mapping[str, Figures | OverFolds], patients: np.ndarray, replicates: int, seed: int
 ) -> dict[str, dict[str, Replicates]]:
     """All figures of several models on the same draws of patients.
 

@@ -52,13 +52,15 @@ def render(results: Results, alike: dict[str, np.ndarray]) -> str:
 def _beginning(results: Results) -> str:
     study = results.study
     stores = ", ".join(store.name for store in study.settings.stores)
-    told = f" Predictions of {study.folds} folds of patients, whose models differ, are pooled." * (study.folds > 0)
+    told = f" Each of {study.folds} folds of patients has models of its own; figures are means over folds."
     lines = [
         f"{len(study.tasks)} tasks, {len(study.models)} models; stores: {stores}; prepared by "
         f"{study.settings.stores[0].spec}.",
         "Models are fitted on train subjects; thresholds, temperatures and regularisation are chosen on validation "
         "subjects; all figures are of test subjects, with 95 % bootstrap intervals over patients. Differences are "
-        f"paired, against {study.models[0].word}. All models of a table are read on the same recordings." + told,
+        f"paired, against {study.models[0].word}. All models of a table are read on the same recordings."
+        + told
+        * (study.folds > 0),
     ]
     return "<h1>Evaluation</h1>" + "".join(f'<p class="soft">{markup.text(line)}</p>' for line in lines)
 
@@ -93,12 +95,13 @@ def _task(results: Results, setup: TaskSetup, alike: np.ndarray | None) -> str:
     parts = [f"<h2>{markup.text(task.name)}</h2>", f"<p>{markup.text(task.about)}. Labelled recordings: {counts}.</p>"]
     if group is None:
         return "".join([*parts, "<p>No model has been read.</p>"])
-    parts += [_figures(group), _pictures(group), _by_sensors(results, setup), _by_modalities(results, setup)]
+    one_network = not results.study.folds  # curves and thresholds are of one
+    parts += [_figures(group), _pictures(group) if one_network else ""]
+    parts += [_by_sensors(results, setup), _by_modalities(results, setup)]
     parts += [_efficiency(results, setup), _labels(results, setup), _alike(alike)]
     if task.kind == "multilabel":
-        study = results.study
-        explained = [] if study.folds else study.of(task.name)  # of folds no one network has made all predictions
-        parts.append(evaluation_errors.section(group, study.settings.stores, explained))
+        cells = results.study.of(task.name) if one_network else []
+        parts.append(evaluation_errors.section(group, results.study.settings.stores, cells))
     return "\n".join(filter(None, parts))
 
 

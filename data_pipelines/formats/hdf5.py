@@ -175,6 +175,19 @@ def _read(path: Path, dataset, where) -> np.ndarray:
     return np.asarray(dataset[where])
 
 
+def _attribute(path: Path, of, name: str, default):
+    """A number or a text; other types are not even looked at: HDF5's library crashes on a damaged sequence's."""
+    import h5py
+
+    if name not in of.attrs:
+        return default
+    kinds = h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING
+    if h5py.h5a.open(of.id, name.encode()).get_type().get_class() not in kinds:
+        expected, remedy = "a number or a text", "replace the file by the original"
+        raise BadInput(path, f"an attribute {name!r} of another type", expected, remedy)
+    return of.attrs[name]
+
+
 def _name(value) -> str:
     return value.decode("latin-1").strip("\0 ") if isinstance(value, bytes) else str(value)
 
@@ -231,11 +244,11 @@ def _read_opensignals(path: Path) -> Recording:
         raise BadInput(path, "a heap of texts without an end", "a whole file", "replace it by the original")
     with _opened(path) as file:
         device = _within(file, next(iter(file)))
-        rate = float(device.attrs["sampling rate"])
+        rate = float(_attribute(path, device, "sampling rate", 0))
         channels = []
         for name in sorted(n for n in _within(device, "raw") if n.startswith("channel_")):
             dataset = _dataset(path, file, f"{device.name}/raw/{name}")
-            sensor = str(dataset.attrs.get("sensor", ""))
+            sensor = str(_attribute(path, dataset, "sensor", ""))
             known = {"BVP": "PPG", "EEG": "EEG other", "EMG": "EMG other", "ECG": "ECG other", "RESPIRATION": "RESP",
                      "FSPO2": "PPG other" if channels else "PPG"}  # fmt: skip
             label = known.get(sensor.upper(), f"channel {len(channels) + 1}")

@@ -54,12 +54,8 @@ class Step:
         return self.arguments + self.outputs + self.temporaries
 
 
-def compile_step(config: Config, topology: Topology, effort: float = 0.0) -> Step | DoesNotFit:
+def compile_step(config: Config, topology: Topology) -> Step | DoesNotFit:
     """Compiles the step of a run, as `csfm train` would on these chips.
-
-    Args:
-        effort: the compiler's own scale from -1 to 1. At -1 it takes a third of the time; kinds of collectives,
-            kernels and FLOPs are those of a run, memory and how collectives are joined are not.
 
     Raises:
         BadInput: the mesh or the sizes do not fit the chips; no compiler is installed.
@@ -69,7 +65,7 @@ def compile_step(config: Config, topology: Topology, effort: float = 0.0) -> Ste
     with sharding.use(mesh):
         lowered = lowered_step(config, plan, mesh)
         try:
-            executable = lowered.compile({"exec_time_optimization_effort": effort} if effort else None)
+            executable = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

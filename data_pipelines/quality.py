@@ -64,8 +64,9 @@ def measure(channels, prepared: PreparedRecording, mains: float | None) -> Quali
     for (modality, rate, start, _, unit), rows in groups.items():
         raw = np.stack([channels[kept[int(prepared.channels[row])]][4] for row in rows])
         samples = np.stack([prepared.samples[row] for row in rows])
-        values[rows] = _measures(modality, raw, float(rate), unit, float(start), samples, segments, mains)
-    return Quality(prepared.channels, np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8))
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers whose squares are none: the score is 0
+            values[rows] = _measures(modality, raw, float(rate), unit, float(start), samples, segments, mains)
+    return Quality(prepared.channels, np.rint(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8))
 
 
 def _measures(modality, raw, rate, unit, start, samples, segments, mains) -> np.ndarray:

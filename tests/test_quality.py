@@ -77,6 +77,14 @@ def test_damage_is_measured_in_its_segment_and_channel(clean, wrong):
     np.testing.assert_allclose(found["quality"][1], measured(clean["PPG"])["quality"][0], atol=0.01)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning:data_pipelines")
+def test_numbers_beyond_all_bounds_have_no_quality(clean):
+    signal = clean["II"].signal.copy()
+    signal[int(20 * clean["II"].rate) :] = 3e38  # their sum is none
+    found = measured(clean["II"]._replace(signal=signal))
+    assert found["implausible"][0, 2] > 0.9 and found["quality"][0, 2] == 0 < found["quality"][0, 0]
+
+
 def test_a_late_channel_is_missing_before_it_begins(clean):
     late = Channel("PPG", 250, "NU", clean["PPG"].signal[: 250 * 15], start=12.0)
     found = measured(clean["II"], late)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 from small_checkpoints import task_config, toy_config, write_checkpoint
-from test_study import PEOPLE, cohort, words
+from test_study import PEOPLE, cohort, furnished, words
 
 from csfm_jax import cli, tasks
 from csfm_jax.config import from_dict
@@ -34,10 +34,7 @@ OF = 3
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("folds")
-    cohort(folder / "stores")
-    write_checkpoint(folder / "toy", toy_config(), people=PEOPLE)
-    return folder
+    return furnished(tmp_path_factory.mktemp("folds"))
 
 
 def split_of(place, fold: str, number: int) -> set[bytes]:

@@ -52,12 +52,16 @@ def cohort(folder, patients=60, peaked=False):
     return write_store(folder / "beating", made, name="beating")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
+def furnished(folder):
+    """The folder, with a cohort's store and a checkpoint of a toy in it."""
     cohort(folder / "stores")
     write_checkpoint(folder / "toy", toy_config(), people=PEOPLE)
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return furnished(tmp_path_factory.mktemp("study"))
 
 
 def words(place, workdir, *more):

@@ -119,14 +119,22 @@ def _bounded(size: int):
         tracemalloc.start()
     tracemalloc.reset_peak()
     before, resident = tracemalloc.get_traced_memory()[0], _resident()
-    handler = signal.signal(signal.SIGPROF, _ring)
     begun = time.process_time()
+
+    def ring(number, frame) -> None:
+        left = begun + MOST_SECONDS - time.process_time()
+        if left <= 0:
+            raise _Hung
+        signal.setitimer(signal.ITIMER_PROF, left)
+
+    signal.signal(signal.SIGPROF, ring)
     signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, handler)
+        # One that is on its way must neither end the process, as it does by default, nor be raised outside.
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)
         seconds, peak = time.process_time() - begun, tracemalloc.get_traced_memory()[1] - before
         if own:
             tracemalloc.stop()
@@ -135,10 +143,6 @@ def _bounded(size: int):
         if peak > most or _resident() - resident > most + RESIDENT_FLOOR:
             grown = _resident() - resident
             raise Grown(f"{peak} bytes allocated, {grown} more of resident memory, for {size} bytes of files")
-
-
-def _ring(number, frame) -> None:
-    raise _Hung
 
 
 def _resident() -> int:

@@ -30,6 +30,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 LONGEST = ("train", "planning", "step", "storage", "export_task", "finetune", "remote_checkpoint", "study", "export")
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One more than there are cores: some tests wait, for processes of their own or for a service that is away."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items):
     rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))  # stable: the others stay as they were

@@ -1,9 +1,12 @@
 """Checkpoints: sealed, verified before use, restartable after a kill, and honest about a full disk."""
 
+import asyncio
 import errno
 import os
 import shutil
+import sys
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
 from csfm_jax import config as config_lib
 from csfm_jax.training import checkpoint, companions
@@ -246,3 +250,28 @@ def test_a_process_that_another_one_ends_seals_a_committed_step_and_waits_for_no
     monkeypatch.setattr(checkpoint.futures, "wait", lambda *_: pytest.fail("it waits for a commit"))
     checkpoints._let_seal(2, None)  # not there
     checkpoints.close()
+
+
+def test_arrays_that_fail_when_orbax_waits_no_more_are_no_tracebacks(monkeypatch):
+    """A full disk fails several arrays. TensorStore tells of each in a thread of its own, where nobody can catch."""
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: shown.append(str(raised.exc_value)))
+    checkpoint._quiet_late_writes.__wrapped__()
+    closed = asyncio.new_event_loop()
+    closed.close()
+    told = threading.Event()
+
+    def breaks(future):
+        told.set()
+        raise RuntimeError("something else")
+
+    for tell in (lambda future: closed.call_soon_threadsafe(print), breaks):
+        promise, future = tensorstore.Promise.new()
+        future.add_done_callback(tell)
+        threading.Thread(target=promise.set_exception, args=[OSError(errno.ENOSPC, "full")]).start()
+    assert told.wait(10)
+    for _ in range(100):
+        if shown:
+            break
+        time.sleep(0.05)
+    assert shown == ["something else"]

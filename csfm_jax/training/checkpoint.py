@@ -77,6 +77,7 @@ class Checkpoints:
         self.folder = folder
         # the process that Orbax lets write what is written once; the others do not see its folder's manifests made
         self._leads = jax.process_index() == context.multiprocessing_options.primary_host
+        _quiet_late_writes()
         self._orbax = ocp.training.Checkpointer(
             self.folder,
             context=context,
@@ -319,6 +320,22 @@ def _integer_keys(tree):
     if not isinstance(tree, dict):
         return tree
     return {int(k) if isinstance(k, str) and k.isdigit() else k: _integer_keys(v) for k, v in tree.items()}
+
+
+@functools.cache  # once a process
+def _quiet_late_writes() -> None:
+    """Where the disk is full, Orbax waits for the first array that fails, and closes its event loop.
+
+    What TensorStore has to say of each array that fails later then ends in an error of that loop. It tells nothing that
+    the first one does not, and would bury the line that names the disk under tracebacks.
+    """
+    shown = sys.unraisablehook
+
+    def hook(raised) -> None:
+        if not (isinstance(raised.exc_value, RuntimeError) and str(raised.exc_value) == "Event loop is closed"):
+            shown(raised)
+
+    sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

@@ -28,8 +28,8 @@ class Failed(Exception):
     """What the reader did instead; the cause is attached where there is one."""
 
 
-class Grown(Failed):
-    """More memory than the files allow."""
+class Costly(Failed):
+    """More time or memory than the files allow."""
 
 
 class _Hung(BaseException):
@@ -48,7 +48,7 @@ def check(reader: str, folder: Path, main: str) -> str:
     """
     try:
         return _check_once(reader, folder, main)
-    except Grown:  # a reader's memory grows each time; a table of the interpreter that doubles, once
+    except Costly:  # what a reader takes it takes each time; a machine that stands still, or a table that doubles, once
         return _check_once(reader, folder, main)
 
 
@@ -69,7 +69,7 @@ def _check_once(reader: str, folder: Path, main: str) -> str:
     except Failed:
         raise
     except _Hung as error:
-        raise Failed(f"more than {MOST_SECONDS} s of processor time") from error
+        raise Costly(f"more than {MOST_SECONDS} s of processor time") from error
     except Exception as error:
         raise Failed(f"{type(error).__name__} in place of BadInput") from error
 
@@ -139,10 +139,10 @@ def _bounded(size: int):
         if own:
             tracemalloc.stop()
         if seconds > MOST_SECONDS:
-            raise Failed(f"{seconds:.1f} s of processor time")
+            raise Costly(f"{seconds:.1f} s of processor time")
         if peak > most or _resident() - resident > most + RESIDENT_FLOOR:
             grown = _resident() - resident
-            raise Grown(f"{peak} bytes allocated, {grown} more of resident memory, for {size} bytes of files")
+            raise Costly(f"{peak} bytes allocated, {grown} more of resident memory, for {size} bytes of files")
 
 
 def _resident() -> int:

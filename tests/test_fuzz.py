@@ -93,18 +93,26 @@ def test_the_check_sees_what_a_reader_must_not_do(tmp_path, monkeypatch, read, s
         check.check("broken", tmp_path, "x")
 
 
-def test_memory_that_is_taken_once_is_not_the_readers(tmp_path, monkeypatch):
-    """A table of the interpreter that doubles; `allocates`, above, does it each time."""
+def loops():
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("take", [lambda: np.zeros(10 << 20, np.uint8), loops], ids=["memory", "time"])
+def test_what_is_taken_once_is_not_the_readers(tmp_path, monkeypatch, take):
+    """A table of the interpreter that doubles, a machine that stands still; `allocates` and `hangs` do it each time."""
     taken = []
 
     def read(path, item=""):
         if not taken:
-            taken.append(np.zeros(10 << 20, np.uint8))
+            taken.append(True)
+            taken.append(take())
         raise BadInput(path, "x", "y", "z")
 
     monkeypatch.setitem(sys.modules, "data_pipelines.formats.broken", types.SimpleNamespace(read=read))
+    monkeypatch.setattr(check, "MOST_SECONDS", 0.2)
     (tmp_path / "x").write_bytes(b"1")
-    assert check.check("broken", tmp_path, "x") == "refused" and len(taken) == 1
+    assert check.check("broken", tmp_path, "x") == "refused" and taken
 
 
 def test_failures_are_kept(tmp_path):

@@ -127,3 +127,13 @@ def test_the_study_finds_its_stores(script):
     assert [call[0] for call in calls] == ["prepare", "train", "evaluate", "evaluate"]
     assert read["ptbxl"].store == f"{stores / 'ptbxl'},{stores / 'ptbxl_extra'}"
     assert read["alarms"].store == str(stores / "cinc2015") and {a.workers for a in read.values()} == {2}
+    assert {word for call in calls[2:] for word in parsed(call)[1]} == {"--config.training.steps=3"}
+
+
+def test_fine_tunings_of_a_study_that_is_told_nothing(script):
+    script.store("ptbxl", 10, "ptbxl")
+    _, calls = script.run("evaluate.sh", "simulated")
+    words = parsed(calls[-1])[1]
+    made = config.load("benchmark_s4", words)
+    assert (made.data.rows, made.training.keep_best, made.optimizer.learning_rate) == (16, "first", 1e-3)
+    assert made.training.steps % made.training.eval_every == 0  # the last step is among those that are compared

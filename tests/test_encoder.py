@@ -156,6 +156,23 @@ def test_dropout_follows_its_key_and_scan_follows_remat():
     assert len(set(values)) == 3
 
 
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_average_of_all_blocks_is_that_of_encoders_cut_off_after_each(remat):
+    rng, config = np.random.default_rng(0), small_config()
+    batch = pack(config, [[window(config, ["I", "RESP"], 5, 3, rng)]])
+    averaged = dataclasses.replace(config.encoder, output="average", remat=remat)
+    graphdef, state = built(lambda: Encoder(averaged, config.tokens, rngs=nnx.Rngs(7)))
+    tokens = []
+    for depth in range(1, averaged.depth + 1):
+        cut = dataclasses.replace(config.encoder, depth=depth)
+        shorter, _ = built(lambda cut=cut: Encoder(cut, config.tokens, rngs=nnx.Rngs(7)))
+        kept = jax.tree.map(lambda leaf: leaf, state)
+        kept["transformer"]["blocks"] = jax.tree.map(lambda leaf, n=depth: leaf[:n], kept["transformer"]["blocks"])
+        tokens.append(nnx.merge(shorter, kept)(batch).tokens)
+    assert len(tokens) > 1 and np.abs(tokens[0] - tokens[-1]).max() > 0.1
+    np.testing.assert_allclose(nnx.merge(graphdef, state)(batch).tokens, np.mean(tokens, axis=0), atol=1e-5)
+
+
 def test_bfloat16_is_near_float32_with_float32_parameters():
     rng, config = np.random.default_rng(0), small_config()
     rows = [[window(config, ["I", "RESP"], 5, 3, rng)]]
@@ -175,6 +192,7 @@ def test_a_batch_of_other_patches_is_refused():
 BAD = [
     ("encoder", dict(position="absolute"), "position"),
     ("encoder", dict(remat="dot"), "did you mean dots"),
+    ("encoder", dict(output="mean"), "config.encoder.output"),
     ("encoder", dict(position="rotary", head_dim=15), "even"),
     ("encoder", dict(position_steps=99), "window.seconds.*9.9 s"),
     ("encoder", dict(dropout=1.0), "dropout"),

@@ -48,6 +48,7 @@ VARIANTS = {
         TokenConfig(modalities=EVERY[:3], patch=PATCH, text_length=0),
         position="sincos",
         projection="modality",
+        output="average",
         pooling="mean",
     ),
     "rotary": variant(

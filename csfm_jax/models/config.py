@@ -24,6 +24,8 @@ class EncoderConfig:
         position: "learned" table (as published), "sincos" or "rotary", the last two on seconds.
         position_steps: rows of the learned table. position_seconds: seconds of one row.
         projection: "shared" by all modalities (as published) or one per "modality".
+        output: what a token is embedded as: what leaves the "last" block, or the "average" of what leaves each one, all
+            through the final LayerNorm (ECG-Soup's IPA, Nguyen et al. 2025).
         pooling: "cls" or "mean" over a window's visible tokens but CLS.
         remat: what the backward pass keeps: "none" (keep all), "dots", "full" (keep block inputs only).
         compute: dtype of activations and products, "float32" or "bfloat16"; parameters are float32 always.
@@ -40,6 +42,7 @@ class EncoderConfig:
     position_steps: int = 100
     position_seconds: float = 0.1
     projection: str = "shared"
+    output: str = "last"
     pooling: str = "cls"
     remat: str = "none"
     compute: str = "float32"
@@ -63,6 +66,7 @@ class DecoderConfig:
 _CHOICES = {
     "config.encoder.position": ("learned", "sincos", "rotary"),
     "config.encoder.projection": ("shared", "modality"),
+    "config.encoder.output": ("last", "average"),
     "config.encoder.pooling": ("cls", "mean"),
     "config.encoder.remat": ("none", "dots", "full"),
     "config.encoder.compute": ("float32", "bfloat16"),

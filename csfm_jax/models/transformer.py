@@ -25,6 +25,7 @@ class Sizes:
     remat: str
     compute: str
     attention: str
+    output: str = "last"
 
 
 class Attention(nnx.Module):
@@ -96,23 +97,26 @@ class Transformer(nnx.Module):
         Returns:
             [B, N, D]; what stands at padding is finite and means nothing.
         """
-        x_BND, _ = self._run(x_BND, segment_BN, angles_BNR, key, lambda x: None)
-        return self.norm(x_BND)
+        if self.sizes.output == "last":
+            return self.norm(self._run(x_BND, segment_BN, angles_BNR, key)[0])
+        _, total, _ = self._run(x_BND, segment_BN, angles_BNR, key, add=lambda x: self.norm(x).astype(jnp.float32))
+        return (total / self.sizes.depth).astype(x_BND.dtype)
 
     def layers(self, x_BND: jax.Array, segment_BN: jax.Array, angles_BNR, summarise, *, key=None) -> jax.Array:
         """`summarise` of every block's output, stacked: [L, ...]; the final LayerNorm has no part in it.
 
         Args: as of a call. summarise: [B, N, D] -> an array that is small enough to be kept L times.
         """
-        return self._run(x_BND, segment_BN, angles_BNR, key, summarise)[1]
+        return self._run(x_BND, segment_BN, angles_BNR, key, summarise=summarise)[2]
 
-    def _run(self, x_BND, segment_BN, angles_BNR, key, summarise):
+    def _run(self, x_BND, segment_BN, angles_BNR, key, *, add=None, summarise=None):
+        """What leaves the last block; the sum of `add`, and all of `summarise`, of what leaves each one."""
         sizes = self.sizes
 
-        def step(x, layer):
-            block, layer_key = layer
+        def step(carry, layer):
+            (x, total), (block, layer_key) = carry, layer
             x = block(x, segment_BN, angles_BNR, layer_key)
-            return x, summarise(x)
+            return (x, total + add(x) if add else None), summarise(x) if summarise else None
 
         if sizes.remat != "none":
             policies = jax.checkpoint_policies
@@ -120,4 +124,6 @@ class Transformer(nnx.Module):
             # A scan already keeps the compiler from merging the recomputation with the forward pass.
             step = jax.checkpoint(step, policy=keep, prevent_cse=False)
         keys = None if key is None else jax.random.split(key, sizes.depth)
-        return jax.lax.scan(step, x_BND, (self.blocks, keys))
+        total = jnp.zeros(x_BND.shape, jnp.float32) if add else None
+        (x_BND, total), summaries = jax.lax.scan(step, (x_BND, total), (self.blocks, keys))
+        return x_BND, total, summaries

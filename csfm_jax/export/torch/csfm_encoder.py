@@ -80,7 +80,7 @@ class CSFMEncoder(nn.Module):
             self.text_pos_embedding = nn.Parameter(torch.randn(1, text_length, width))
             words = nn.Embedding(vocabulary["text_vocabulary"], width)
             self.text_to_embedding = nn.Sequential(words, nn.LayerNorm(width))
-        sizes = (encoder[k] for k in ("width", "depth", "heads", "head_dim", "mlp", "dropout"))
+        sizes = (encoder[k] for k in ("width", "depth", "heads", "head_dim", "mlp", "dropout", "output"))
         self.dropout = nn.Dropout(encoder["dropout"])
         self.transformer = Transformer(*sizes)
 

@@ -40,8 +40,9 @@ class FeedForward(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, width, depth, heads, head_dim, mlp, dropout):
+    def __init__(self, width, depth, heads, head_dim, mlp, dropout, output):
         super().__init__()
+        self.output = output
         self.layers = nn.ModuleList(
             nn.ModuleList([Attention(width, heads, head_dim, dropout), FeedForward(width, mlp, dropout)])
             for _ in range(depth)
@@ -49,8 +50,8 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x, keys, turn):
-        *_, last = self.blocks(x, keys, turn)
-        return self.norm(last)
+        outputs = list(self.blocks(x, keys, turn))[0 if self.output == "average" else -1 :]
+        return sum(self.norm(y) for y in outputs) / len(outputs)
 
     def blocks(self, x, keys, turn):
         """Yields what leaves each block."""

@@ -1,4 +1,4 @@
-"""A store as if only some of its channels had been recorded: the one place that says which sensors are read.
+"""A store as if only some of its channels, or recordings, were there: the one place that says which sensors are read.
 
 Everything behind it (windows, packing, rows, features) sees recordings without the other channels: their tokens are
 absent, not zero. The same weights can so be read with twelve leads, with two, or with another sensor alone.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from data_pipelines.store import Store
+from data_pipelines.store import SPLITS, Store
 
 
 class ChannelsOf:
@@ -19,14 +19,19 @@ class ChannelsOf:
 
     Args:
         store: opened. channels: ids that are let through.
+        split: "test", say: recordings of the other splits have no channels; None lets all through.
     """
 
-    def __init__(self, store: Store, channels: Iterable[int]):
+    def __init__(self, store: Store, channels: Iterable[int], split: str | None = None):
         self._store, self.channels = store, frozenset(int(c) for c in channels)
         self.name, self.path, self.spec, self.manifest = store.name, store.path, store.spec, store.manifest
         sets = tuple(tuple(c for c in one if c in self.channels) for one in store.index.channel_sets)
-        self.index = dataclasses.replace(store.index, channel_sets=sets)
-        told = json.dumps([store.digest, sorted(self.channels)])
+        self._there = np.ones(len(store.index), bool)
+        if split is not None:
+            self._there = store.index.split == SPLITS.index(split)
+        which = np.where(self._there, store.index.channel_set, len(sets)).astype(store.index.channel_set.dtype)
+        self.index = dataclasses.replace(store.index, channel_sets=(*sets, ()), channel_set=which)
+        told = json.dumps([store.digest, sorted(self.channels), *([split] if split else [])])
         self.digest = hashlib.sha256(told.encode()).hexdigest()  # plans of other channels are other plans
 
     @property
@@ -37,6 +42,8 @@ class ChannelsOf:
     def read_blocks(self, recording: int, start: float, seconds: float) -> list[tuple[tuple[int, ...], np.ndarray]]:
         """As `Store.read_blocks`."""
         found = []
+        if not self._there[recording]:
+            return found
         for channels, samples in self._store.read_blocks(recording, start, seconds):
             rows = [i for i, channel in enumerate(channels) if channel in self.channels]
             if rows:

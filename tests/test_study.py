@@ -1,17 +1,18 @@
 """`csfm evaluate --tasks --models`: figures with a known answer, resume, refusals, and what a page may not hold."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 from small_checkpoints import toy_config, write_checkpoint
 from small_stores import write_store
 from test_train import TINY
 
 from csfm_jax import cli, tasks
-from csfm_jax.evaluation import cells, prediction_files, sensors
+from csfm_jax.evaluation import cells, decisions, prediction_files, sensors
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import PreparedRecording
 from data_pipelines.signals import CHANNEL_ID, modality_of
@@ -61,7 +62,16 @@ def furnished(folder):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return furnished(tmp_path_factory.mktemp("study"))
+    """And other sources: one calls slow what is fast at home, the other's labels are of something else."""
+    folder = furnished(tmp_path_factory.mktemp("study"))
+    for name, first, labels in (("contrary", 1000, {}), ("mute", 2000, {"other": 1.0})):
+        made = []
+        for number in range(first, first + 24):
+            one = beating(number, ("train", "test")[number // 2 % 2], ("I", "II", "PPG"), False)
+            fast = one.labels["rate/fast"]
+            made.append(dataclasses.replace(one, labels=labels or one.labels | {"rate/fast": 1 - fast}))
+        write_store(folder / "elsewhere" / name, made, name=name)
+    return folder
 
 
 def words(place, workdir, *more):
@@ -74,6 +84,10 @@ def words(place, workdir, *more):
     return ["evaluate", "--unchecked-subjects", *(f"{name}={value}" for name, value in settings.items())]
 
 
+def elsewhere(place):
+    return f"--elsewhere={place / 'elsewhere'}"
+
+
 @pytest.fixture(scope="module")
 def finished(place):
     """Frozen models and a taught one."""
@@ -81,7 +95,7 @@ def finished(place):
     code = cli.main(
         words(
             place, workdir, f"--models=linear:{toy},random:{toy},attention:{toy}",
-            f"--similarity=linear:{toy},random:{toy}", "--label-fractions=1/4",
+            f"--similarity=linear:{toy},random:{toy}", "--label-fractions=1/4", elsewhere(place),
         )
     )  # fmt: skip
     assert code == 0
@@ -128,6 +142,24 @@ def test_missing_modalities_and_fractions_are_told_apart(finished):
     assert set(errors.fraction) == {0.5, 0.25}
 
 
+def test_on_another_source_nothing_is_learned_or_chosen(finished, place):
+    rows, toy = table(finished), place / "toy"
+    there = rows[(rows.recordings == "elsewhere/contrary") & (rows.against == "")]
+    assert set(there.model) == set(rows.model) and {(12, 6)} == {*zip(there.cases, there.patients)}
+    told = there[(there.figure == "auroc") & (there.label == "rate/fast")].set_index("model").point
+    assert told[f"linear:{toy}"] < 0.1  # as sure as at home, and wrong: its train recordings would have taught it
+    (cell,) = (finished / "cells" / "simulated_rhythm").glob("linear-*")
+    home, there = (prediction_files.read(cell / "predictions" / f"all.trained.{part}.parquet")
+                   for part in ("validation", "elsewhere"))  # fmt: skip
+    k, f1 = home.outputs.index("rate/fast"), rows[rows.recordings == "elsewhere/contrary"]
+    f1 = f1[(f1.model == f"linear:{toy}") & (f1.figure == "f1") & (f1.label == "rate/fast") & (f1.against == "")]
+    at = decisions.choose_thresholds(home.values, home.labels)[k]
+    assert f1.point.item() == pytest.approx(f1_score(there.labels[:, k], there.values[:, k] >= at))
+    assert not any("mute" in name for name in rows.recordings.unique())
+    page = (finished / "report.html").read_text()
+    assert "on other sources" in page and "no test recording of mute has its labels" in page
+
+
 def test_the_page_holds_the_tables_and_no_patient(finished, place):
     page = (finished / "report.html").read_text()
     for part in (
@@ -156,7 +188,7 @@ def test_a_complete_cell_is_not_run_again_and_a_missing_file_is_made(finished, p
         real = getattr(cells, name)
         monkeypatch.setattr(cells, name, lambda c, s, real=real: (ran.append(c.model.kind), real(c, s)))
     models = f"--models=linear:{toy},random:{toy},attention:{toy}"
-    assert cli.main(words(place, finished, models, "--label-fractions=1/4")) == 0
+    assert cli.main(words(place, finished, models, "--label-fractions=1/4", elsewhere(place))) == 0
     assert ran == ["random"]
     np.testing.assert_array_equal(prediction_files.read(victim).values, before.values)
 
@@ -190,6 +222,10 @@ def test_what_cannot_be_is_refused_before_anything_is_made(place, tmp_path, caps
     assert "config.adaptation.head" in said("--config.adaptation.head=average")
     assert "did you mean config.training.steps" in said("--config.training.stepz=3", f"--models=lora:{toy}")
     assert "power of two" in said("--label-fractions=1/3") and "taught no task" in said(f"--models={toy}")
+    home, again = place / "stores" / "beating", place / "elsewhere"
+    assert "among --store" in said(f"--elsewhere={home},{again}") and "one of the two" in said(
+        "--folds=5", elsewhere(place)
+    )
     assert "two of --models" in said("--similarity=trees,trees") and "give one of the two" in said(
         f"--checkpoint={toy}"
     )
@@ -206,8 +242,10 @@ def test_a_fine_tuning_that_is_stopped_ends_the_study_and_the_same_command_goes_
 
 
 def test_a_study_goes_on_with_its_own_settings_only(finished, place, capsys):
-    assert cli.main(words(place, finished, "--seed=5")) == 2
+    assert cli.main(words(place, finished, "--seed=5", elsewhere(place))) == 2
     assert "other seed" in capsys.readouterr().err
+    assert cli.main(words(place, finished)) == 2
+    assert "other elsewhere" in capsys.readouterr().err
 
 
 def test_sensor_words():

@@ -46,6 +46,10 @@ def arguments(parser) -> None:
         "--folds", type=int, default=0, metavar="N",
         help="folds of patients, each of them tested once, in place of the stores' splits: as many studies, pooled",
     )  # fmt: skip
+    study.add_argument(
+        "--elsewhere", metavar="STORES",
+        help="other sources and devices, whose test subjects every model is read on with nothing fitted there",
+    )  # fmt: skip
     study.add_argument("--similarity", metavar="A,B", help="two of the models whose layers are compared by linear CKA")
     study.add_argument("--workers", type=int, default=0, help="processes that measure features for trees")
     study.add_argument("--stopped-code", type=int, default=0, metavar="CODE", help="as in `csfm train`")
@@ -65,8 +69,9 @@ def run(args) -> int:
         found = " ".join(given[0] + given[1]) or "neither"
         expected = "--tasks --models --workdir (a study), or --checkpoint (a probe of labels)"
         raise BadInput("csfm evaluate", found, expected, "give one of the two")
-    if args.folds and args.checkpoint:
-        raise BadInput("--folds", "beside --checkpoint", "a study", "name --tasks, --models and --workdir")
+    for name in ("folds", "elsewhere") if args.checkpoint else ():
+        if getattr(args, name):
+            raise BadInput(f"--{name}", "beside --checkpoint", "a study", "name --tasks, --models and --workdir")
     return _study(args) if given[0] else _probe(args)
 
 
@@ -91,6 +96,7 @@ def _study(args) -> int:
         args.store, stores, args.overrides, args.seed, args.unchecked_subjects, folder / "features", halvings,
         args.workers,
         tuple(filter(None, (word.strip() for word in (args.label_networks or "").split(",")))),
+        _elsewhere(args, stores),
     )  # fmt: skip
 
     def plan(settings: cells.Settings, folder: Path) -> study.Study:
@@ -112,6 +118,21 @@ def _study(args) -> int:
         print(f"failed: {task}, {model}: {why}")
     print(f"wrote {folder / 'results.parquet'} and {folder / 'report.html'}")
     return 1 if planned.failures else 0
+
+
+def _elsewhere(args, stores: list) -> tuple:
+    from data_pipelines.store import open_stores
+
+    if args.elsewhere is None:
+        return ()
+    if args.folds:
+        found, expected = "with --folds, which tests every patient", "one of the two"
+        raise BadInput("--elsewhere", found, expected, "leave one out")
+    others = tuple(open_stores(args.elsewhere, args.verify))
+    if twice := {store.name for store in stores} & {store.name for store in others}:
+        found = f"{min(twice)}, which is among --store, too"
+        raise BadInput("--elsewhere", found, "other stores", "leave it out of one of the two")
+    return others
 
 
 def _halvings(words: str) -> int:

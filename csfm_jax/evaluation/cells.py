@@ -29,11 +29,14 @@ from csfm_jax.tasks.task import Task
 from csfm_jax.training import best
 from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
+from data_pipelines.store import SPLITS as SPLITS_OF_STORES
 from data_pipelines.store import Store
+from data_pipelines.store_view import ChannelsOf
 from data_pipelines.windows import used_channels
 
 TRAINED, REFITTED = "trained", "refitted"  # how a subset of the sensors is read: weights as they are, or fitted again
 SPLITS = ("validation", "test")
+ELSEWHERE = "elsewhere"  # in place of a split: the test subjects of stores that nothing was learned from
 _MEASURED_SECONDS = 300.0  # of a recording, by trees, where the task sets no end
 
 
@@ -51,6 +54,7 @@ class Settings:
         features: folder for those of recordings, which no split decides.
         halvings: of the train patients, for label efficiency; 0 = none. workers: processes that measure for trees.
         halved: words of networks that are taught again on fewer patients.
+        elsewhere: other stores, whose test subjects all models are read on as they are.
     """
 
     where: str
@@ -62,6 +66,7 @@ class Settings:
     halvings: int
     workers: int
     halved: tuple[str, ...] = ()
+    elsewhere: tuple[Store, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,25 @@ class Cell:
 
     def missing(self, subset: Sensors) -> str | None:
         """Why the model cannot read these sensors in these stores; None where it can."""
-        channels = subset.channels
-        if self.model.config is not None:
-            tokens = self.model.config.tokens if self.model.kind == "given" else read_tokens(self.config)
-            channels = channels & set(np.flatnonzero(used_channels(tokens)).tolist())
+        channels = self._channels(subset)
         for number, split in enumerate(("train", *SPLITS)):
             if not any(_holds(store, channels)[store.index.split == number].any() for store in self.settings.stores):
                 return f"no {split} recording with sensors that the model reads"
         return None
+
+    def _channels(self, subset: Sensors) -> frozenset[int]:
+        """Those of the sensors that the model reads."""
+        if self.model.config is None:
+            return subset.channels
+        tokens = self.model.config.tokens if self.model.kind == "given" else read_tokens(self.config)
+        return subset.channels & set(np.flatnonzero(used_channels(tokens)).tolist())
+
+    def parts(self, subset: Sensors) -> dict[str, tuple[list[Store], str]]:
+        """What is predicted with some sensors: name of a file -> stores and their split."""
+        parts = {split: (self.settings.stores, split) for split in SPLITS}
+        channels, number = self._channels(subset), SPLITS_OF_STORES.index("test")
+        others = [s for s in self.settings.elsewhere if _holds(s, channels)[s.index.split == number].any()]
+        return parts | ({ELSEWHERE: (others, "test")} if others and subset.word == ALL else {})
 
     @cached_property
     def patients(self) -> list[np.ndarray]:
@@ -144,7 +160,8 @@ def run(cell: Cell) -> None:
         return
     try:
         if cell.model.provenance:
-            leakage.check(cell.settings.stores, cell.model.provenance, cell.settings.unchecked, cell.model.word)
+            everywhere = [*cell.settings.stores, *cell.settings.elsewhere]
+            leakage.check(everywhere, cell.model.provenance, cell.settings.unchecked, cell.model.word)
         make = _table_files if cell.model.kind in TABULAR else _network_files
         make(cell, there)
         note(cell, told | {"failed": None, "seconds": round(time.time() - began, 1)})
@@ -166,36 +183,38 @@ def note(cell: Cell, values: dict) -> None:
 
 def _wanted(cell: Cell, subsets: list[Sensors]) -> list[Path]:
     """The files that are not there yet."""
-    files = [cell.file(s, TRAINED, split) for s in subsets for split in SPLITS]
+    files = [cell.file(s, TRAINED, part) for s in subsets for part in cell.parts(s)]
     if cell.model.kind in TABULAR:
         files += [cell.file(s, REFITTED, split) for s in subsets if s.word != ALL for split in SPLITS]
     files += [cell.file(subsets[0], TRAINED, "test", k) for k in range(1, cell.halvings + 1)]
     return [file for file in files if not file.exists()]
 
 
-def _write(cell: Cell, found: Predictions, target: Path, labels: tuple[str, ...], **more) -> None:
+def _write(cell: Cell, found: Predictions, stores: list[Store], target: Path, labels: tuple[str, ...], **more) -> None:
     told = {"task": cell.task.name, "model": cell.model.word, **cell.model.identity, **more}
-    prediction_files.write(found, cell.task.outputs(labels), labels, told, cell.settings.stores, target)
+    prediction_files.write(found, cell.task.outputs(labels), labels, told, stores, target)
 
 
 def _network_files(cell: Cell, subsets: list[Sensors]) -> None:
     """Predictions of a fine-tuned network, the same weights for every subset of sensors."""
     model = FineTuned.load(_taught(cell))
     for subset in subsets:
-        _predict(cell, model, subset, SPLITS)
+        _predict(cell, model, subset, cell.parts(subset))
     for k in range(1, cell.halvings + 1):
         if not cell.file(subsets[0], TRAINED, "test", k).exists():
-            _predict(cell, FineTuned.load(_taught(cell, k)), subsets[0], ("test",), k)
+            of_test = {"test": (cell.settings.stores, "test")}
+            _predict(cell, FineTuned.load(_taught(cell, k)), subsets[0], of_test, k)
 
 
-def _predict(cell: Cell, model: FineTuned, subset: Sensors, splits: tuple[str, ...], halvings: int = 0) -> None:
-    stores, labels = sensors.seen(cell.settings.stores, subset), model.config.adaptation.labels
+def _predict(cell: Cell, model: FineTuned, subset: Sensors, parts: dict, halvings: int = 0) -> None:
+    labels = model.config.adaptation.labels
     # of a network that was taught elsewhere nobody knows on whom
     told = {"train_patients": len(cell.patients[halvings])} if cell.model.kind != "given" else {}
-    for split in splits:
-        target = cell.file(subset, TRAINED, split, halvings)
+    for part, (stores, split) in parts.items():
+        target = cell.file(subset, TRAINED, part, halvings)
         if not target.exists():
-            _write(cell, model.predict(stores, split), target, labels, **told)
+            found = model.predict(sensors.seen(stores, subset), split)
+            _write(cell, found, stores, target, labels, **told)
 
 
 def _taught(cell: Cell, halvings: int = 0) -> Path | str:
@@ -223,8 +242,10 @@ def _table_files(cell: Cell, subsets: list[Sensors]) -> None:
     if not _wanted(cell, subsets):
         return
     fit = tabular.boosted(cell.task, cell.settings.seed) if cell.model.kind == TREES else tabular.linear(cell.task)
-    stores = cell.settings.stores
-    known = [tabular.Known.of(t, stores, cell.resolved.labels) for t in _tables(cell, subsets)]
+    stores, labels = cell.settings.stores, cell.resolved.labels
+    known = [tabular.Known.of(t, stores, labels) for t in _tables(cell, subsets, stores)]
+    others, _ = cell.parts(subsets[0]).get(ELSEWHERE, ([], ""))
+    asked = [tabular.Known.of(t, others, labels) for t in _tables(cell, subsets[: bool(others)], others, "test")]
     whole = known[0]
     if not all(len(one.labelled(0)) for one in known):
         expected = "some, with every subset of the sensors"
@@ -236,38 +257,47 @@ def _table_files(cell: Cell, subsets: list[Sensors]) -> None:
             if not k or split == "test":
                 target = cell.file(subset, reading, split, k)
                 number = len(np.unique(whole.subject[fractions[k]]))
-                _write(cell, found, target, cell.resolved.labels, train_patients=number)
+                _write(cell, found, stores, target, labels, train_patients=number)
 
-    for subset, pair in zip(subsets, tabular.fitted(fit, whole, known)):
+    fitted = tabular.fitted(fit, whole, [*known, *asked])
+    for subset, pair in zip(subsets, fitted):
         write(pair, subset, TRAINED)
+    for _, found in fitted[len(known) :]:
+        _write(cell, found, others, cell.file(subsets[0], TRAINED, ELSEWHERE), labels)
     for subset, one in zip(subsets[1:], known[1:]):
         write(tabular.fitted(fit, one, [one])[0], subset, REFITTED)
     for k, rows in enumerate(fractions[1:], 1):
         write(tabular.fitted(fit, whole, [whole], rows)[0], subsets[0], TRAINED, k)
 
 
-def _tables(cell: Cell, subsets: list[Sensors]) -> Iterator[tabular.Table]:
-    """The features of every subset of the sensors, in order; made once for all tasks that read the same windows."""
+def _tables(
+    cell: Cell, subsets: list[Sensors], stores: list[Store], split: str | None = None
+) -> Iterator[tabular.Table]:
+    """The features of every subset of the sensors, in order; made once for all tasks that read the same windows.
+
+    Args: stores, split: whose recordings are measured, all of them or one split's.
+    """
     encoder = None
     for subset in subsets:
-        target = _features_file(cell, subset)
+        target = _features_file(cell, subset, stores, split)
         if not target.exists():
+            seen = sensors.seen(stores, subset, split)
             if cell.model.kind == TREES:
-                _keep(_classical(cell, subset), target)
+                _keep(_classical(cell, seen), target)
             else:
                 encoder = encoder or network(cell)
-                stores = sensors.seen(cell.settings.stores, subset)
-                found = features.recording_features(encoder, stores, window(cell))
+                found = features.recording_features(encoder, seen, window(cell))
                 _keep(tabular.Table(found.store, found.recording, found.windows, found.pooled), target)
         with np.load(target) as kept:
             yield tabular.Table(*(kept[name] for name in tabular.Table._fields))
 
 
-def _features_file(cell: Cell, subset: Sensors) -> Path:
+def _features_file(cell: Cell, subset: Sensors, stores: list[Store], split: str | None) -> Path:
     task = cell.task
     read = [task.begin, task.end] if cell.model.kind == TREES else dataclasses.asdict(window(cell))
     decides = [cell.model.identity, sorted(subset.channels), read]
     decides += [] if task.cut is None else [dataclasses.asdict(task.cut)]
+    decides += [split, [store.digest for store in stores]] if split else []  # the study's own stores do not change
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return cell.settings.features / cell.model.folder / f"{subset.file}-{digest}.npz"
 
@@ -299,12 +329,12 @@ def place(cell: Cell) -> Path | str:
     return cell.model.source if cell.model.kind == "given" else best.place(cell.folder / "fine_tuning")
 
 
-def _classical(cell: Cell, subset: Sensors) -> tabular.Table:
+def _classical(cell: Cell, stores: list[ChannelsOf]) -> tabular.Table:
     from csfm_jax.baselines.feature_table import feature_table
 
-    stores, task = sensors.seen(cell.settings.stores, subset), cell.task
+    task = cell.task
     seconds = task.end - task.begin if task.end else _MEASURED_SECONDS
     found = feature_table(stores, cell.settings.workers, seconds, task.begin)
-    held = [_holds(store, subset.channels) for store in cell.settings.stores]
+    held = [_holds(store, store.channels) for store in stores]
     rows = np.flatnonzero(np.concatenate(held))
     return tabular.Table(found.store[rows], found.recording[rows], np.ones(len(rows), np.int64), found.values[rows])

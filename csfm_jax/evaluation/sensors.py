@@ -74,9 +74,9 @@ def _channels(word: str) -> frozenset[int]:
     raise BadInput(f"--sensors={word}", "no such sensors", expected, "correct the word")
 
 
-def seen(stores: list[Store], sensors: Sensors) -> list[ChannelsOf]:
-    """The stores with these channels alone."""
-    return [ChannelsOf(store, sensors.channels) for store in stores]
+def seen(stores: list[Store], sensors: Sensors, split: str | None = None) -> list[ChannelsOf]:
+    """The stores with these channels alone, and with the recordings of one split, if it is named."""
+    return [ChannelsOf(store, sensors.channels, split) for store in stores]
 
 
 def present(stores: list[Store], sensors: Sensors) -> bool:

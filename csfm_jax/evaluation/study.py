@@ -10,12 +10,13 @@ import numpy as np
 
 from csfm_jax import tasks
 from csfm_jax.config import Config
-from csfm_jax.evaluation import cells, layers, sensors, study_models
+from csfm_jax.evaluation import cells, elsewhere, layers, sensors, study_models
 from csfm_jax.evaluation.cells import Cell, Settings
+from csfm_jax.evaluation.protocol import Recordings
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study_models import FINE_TUNED, Model
 from csfm_jax.tasks.config import AdaptationConfig
-from csfm_jax.tasks.resolve import Resolved, cut, resolve
+from csfm_jax.tasks.resolve import Resolved, check_splits, cut, resolve
 from csfm_jax.tasks.task import Task
 from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
@@ -30,12 +31,15 @@ class TaskSetup:
 
     Attributes:
         task, resolved: and its labels there. subsets: of sensors, "all" first. absent: those that no recording has.
+        elsewhere: the other stores that have its labels. unlabelled: names of those that have not.
     """
 
     task: Task
     resolved: Resolved
     subsets: list[Sensors]
     absent: list[str]
+    elsewhere: tuple[Store, ...]
+    unlabelled: list[str]
 
 
 @dataclass(frozen=True)
@@ -85,14 +89,14 @@ def plan(
         found = "a task given twice" if named else "none"
         raise BadInput("--tasks", found, "one task or more, each once", "correct the list")
     found = [tasks.get(name) for name in named]
-    models = study_models.parse(model_words, settings.stores, settings.overrides)
+    everywhere = [*settings.stores, *settings.elsewhere]
+    check_splits(Recordings.whole(everywhere))
+    models = study_models.parse(model_words, everywhere, settings.overrides)
     _check_halved(settings, models)
     setups = [_setup(task, settings, sensor_words) for task in found]
     _check_sensors(sensor_words, setups)
     made = [
-        Cell(
-            _cut(settings, s.task), s.task, model, s.resolved, s.subsets, folder / "cells" / s.task.name / model.folder
-        )
+        Cell(_of_task(settings, s), s.task, model, s.resolved, s.subsets, folder / "cells" / s.task.name / model.folder)
         for s in setups
         for model in models
         if model.kind != "given" or model.config.adaptation.task == s.task.name
@@ -110,9 +114,9 @@ def plan(
     return Study(settings, setups, models, made, pair, folder)
 
 
-def _cut(settings: Settings, task: Task) -> Settings:
-    """The settings with the stores as the task's stretches."""
-    return settings if task.cut is None else dataclasses.replace(settings, stores=cut(task, settings.stores))
+def _of_task(settings: Settings, setup: TaskSetup) -> Settings:
+    """The settings with the stores as the task reads them."""
+    return dataclasses.replace(settings, stores=cut(setup.task, settings.stores), elsewhere=setup.elsewhere)
 
 
 def _check_fold(fold: str, stores: list[Store]) -> None:
@@ -143,7 +147,10 @@ def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:
         expected = f"all: what {task.name} reads is part of the task"
         raise BadInput(f"--sensors={subsets[1].word}", "a subset", expected, "leave it out, or study the task alone")
     there = [s for s in subsets if s.word == ALL or sensors.present(settings.stores, s)]
-    return TaskSetup(task, resolved, there, [s.word for s in subsets if s not in there])
+    absent = [s.word for s in subsets if s not in there]
+    others = elsewhere.labelled(settings.elsewhere, task, resolved.labels)
+    unlabelled = [s.name for s in settings.elsewhere if s.name not in {other.name for other in others}]
+    return TaskSetup(task, resolved, there, absent, others, unlabelled)
 
 
 def _check_sensors(words: str, setups: list[TaskSetup]) -> None:
@@ -191,6 +198,8 @@ def keep_settings(settings: Settings, folder: Path, **more) -> None:
 
 def _told(settings: Settings, more: dict) -> dict:
     stores = {store.name: store.digest for store in settings.stores}
+    if settings.elsewhere:
+        more = {"elsewhere": {store.name: store.digest for store in settings.elsewhere}, **more}
     return {"stores": stores, "overrides": sorted(settings.overrides), "seed": settings.seed, **more}
 
 

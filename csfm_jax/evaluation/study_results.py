@@ -7,9 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from csfm_jax.evaluation import decisions, label_curves, prediction_files, ranking, sensors, tables, task_figures
+from csfm_jax.evaluation import (
+    decisions,
+    elsewhere,
+    label_curves,
+    prediction_files,
+    ranking,
+    sensors,
+    tables,
+    task_figures,
+)
 from csfm_jax.evaluation.bootstrap import Interval, Replicates, interval
-from csfm_jax.evaluation.cells import REFITTED, SPLITS, TRAINED
+from csfm_jax.evaluation.cells import ELSEWHERE, REFITTED, SPLITS, TRAINED
 from csfm_jax.evaluation.label_curves import Curve
 from csfm_jax.evaluation.prediction_files import Read
 from csfm_jax.evaluation.sensors import ALL, Sensors
@@ -46,7 +55,8 @@ class Group:
 
     Attributes:
         setup: the task. subset: of the sensors. reading: "trained" or "refitted" (see `cells`). recordings: "all",
-            "complete" or "missing" of the modalities that the task reads. models: word -> `Judged`, in their order.
+            "complete" or "missing" of the modalities that the task reads, or of a store "elsewhere/NAME".
+        models: word -> `Judged`, in their order.
     """
 
     setup: TaskSetup
@@ -89,6 +99,7 @@ def gather(study: Study, replicates: int, seed: int) -> Results:
     for setup in study.tasks:
         notes += [f"{setup.task.name}: {label} is left out: {why}" for label, why in setup.resolved.left_out.items()]
         notes += [f"{setup.task.name}: no recording has the sensors {word}" for word in setup.absent]
+        notes += [f"{setup.task.name}: no test recording of {name} has its labels" for name in setup.unlabelled]
         mine = list(_groups(study, setup, replicates, seed, notes))
         groups += mine
         tabled = mine and setup.task.kind == "multilabel" and not study.folds  # thresholds are of one network
@@ -114,6 +125,7 @@ def _groups(study: Study, setup: TaskSetup, replicates: int, seed: int, notes: l
             yield _group(setup, subset, reading, EVERY, read, replicates, seed)
             if subset.word == ALL:
                 yield from _by_modalities(study, setup, subset, read, replicates, seed)
+                yield from _elsewhere(study, setup, subset, read, replicates, seed)
 
 
 def _by_modalities(study, setup, subset, read, replicates, seed) -> Iterator[Group]:
@@ -127,6 +139,17 @@ def _by_modalities(study, setup, subset, read, replicates, seed) -> Iterator[Gro
         if common and any(is_whole[word].any() and not is_whole[word].all() for word in read):
             some = {word: (v, test.rows(is_whole[word] == wanted)) for word, (v, test) in read.items()}
             yield _group(setup, subset, TRAINED, name, some, replicates, seed)
+
+
+def _elsewhere(study, setup, subset, read, replicates, seed) -> Iterator[Group]:
+    """The test recordings of each other store, at thresholds and temperatures of the study's own."""
+    files = {cell.model.word: cell.file(subset, TRAINED, ELSEWHERE) for cell in study.of(setup.task.name)}
+    others = {word: in_order(prediction_files.read(files[word]), setup) for word in read if files[word].exists()}
+    for store in setup.elsewhere:
+        mine = {word: test.rows(np.char.startswith(test.key, f"{store.name}/")) for word, test in others.items()}
+        some = {word: (read[word][0], test) for word, test in mine.items() if len(test.key)}
+        if some and set.intersection(*(set(test.key) for _, test in some.values())):
+            yield _group(setup, subset, TRAINED, f"{elsewhere.HEAD}{store.name}", some, replicates, seed)
 
 
 def _read_models(study, setup, subset, reading, notes) -> dict[str, tuple[Read, Read]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from csfm_jax.evaluation import task_figures
+from csfm_jax.evaluation import elsewhere, task_figures
 from csfm_jax.evaluation.bootstrap import Interval
 from csfm_jax.evaluation.cells import REFITTED, TRAINED
 from csfm_jax.evaluation.sensors import ALL
@@ -97,7 +97,7 @@ def _task(results: Results, setup: TaskSetup, alike: np.ndarray | None) -> str:
         return "".join([*parts, "<p>No model has been read.</p>"])
     one_network = not results.study.folds  # curves and thresholds are of one
     parts += [_figures(group), _pictures(group) if one_network else ""]
-    parts += [_by_sensors(results, setup), _by_modalities(results, setup)]
+    parts += [_by_sensors(results, setup), _by_modalities(results, setup), _elsewhere(results, setup)]
     parts += [_efficiency(results, setup), _labels(results, setup), _alike(alike)]
     if task.kind == "multilabel":
         cells = results.study.of(task.name) if one_network else []
@@ -194,6 +194,24 @@ def _by_modalities(results: Results, setup: TaskSetup) -> str:
     ]
     counts = [f"{name} ({len(g.first.test.key):,} recordings)" for name, g in groups.items()]
     header = f"<h3>{_name(main)}, recordings with all modalities and without some</h3>"
+    return header + markup.table(["model", *counts], rows)
+
+
+def _elsewhere(results: Results, setup: TaskSetup) -> str:
+    names = [f"{elsewhere.HEAD}{store.name}" for store in setup.elsewhere]
+    groups = [group for name in names if (group := results.of(setup.task.name, recordings=name))]
+    if not groups:
+        return ""
+    main = task_figures.MAIN[setup.task.kind]
+    words = {word: None for group in groups for word in group.models}
+    rows = [
+        [word, *(_interval(g.models[word].figures[main]) if word in g.models else "" for g in groups)] for word in words
+    ]
+    counts = [
+        f"{g.recordings.removeprefix(elsewhere.HEAD)} ({len(g.first.test.key):,} recordings of {g.patients:,} patients)"
+        for g in groups
+    ]
+    header = f"<h3>{_name(main)} on other sources, where nothing was learned or chosen</h3>"
     return header + markup.table(["model", *counts], rows)
 
 

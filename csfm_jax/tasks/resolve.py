@@ -96,7 +96,7 @@ def resolve(config: "Config", stores: list[Store]) -> Resolved:
     stores = cut(task, stores)
     _check_sensors(task, config, stores)
     everyone = Recordings.whole(stores)
-    _check_splits(everyone)
+    check_splits(everyone)
     if task.kind == "signal":
         return resolve_signals.resolve(config, task, read_tokens(config), stores)
     names = _names(task, everyone)
@@ -158,7 +158,8 @@ def _check_sensors(task: Task, config: "Config", stores: list[Store]) -> None:
         raise BadInput("--store", f"no such sensor, only {', '.join(held) or 'none'}", expected, "use other stores")
 
 
-def _check_splits(everyone: Recordings) -> None:
+def check_splits(everyone: Recordings) -> None:
+    """Refuses a subject in more than one split, of one store or of several."""
     pairs = np.unique(np.stack([everyone.subject, everyone.split.astype("S1")], axis=1), axis=0)
     if twice := len(pairs) - len(np.unique(everyone.subject)):
         found = f"{twice} subjects in more than one split"

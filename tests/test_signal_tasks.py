@@ -15,7 +15,7 @@ from test_train import lines
 from csfm_jax import cli, tasks
 from csfm_jax.commands import finetune
 from csfm_jax.evaluation import label_budget, study, task_figures, translated
-from csfm_jax.evaluation.cells import Settings
+from csfm_jax.evaluation.cell import Settings
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.models import config as model_config
 from csfm_jax.models import flops

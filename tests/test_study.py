@@ -12,7 +12,7 @@ from small_stores import write_store
 from test_train import TINY
 
 from csfm_jax import cli, tasks
-from csfm_jax.evaluation import cells, decisions, prediction_files, sensors
+from csfm_jax.evaluation import cell_tables, cells, decisions, prediction_files, sensors
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import PreparedRecording
 from data_pipelines.signals import CHANNEL_ID, modality_of
@@ -184,9 +184,9 @@ def test_a_complete_cell_is_not_run_again_and_a_missing_file_is_made(finished, p
     before = prediction_files.read(victim)
     victim.unlink()
     ran = []
-    for name in ("_table_files", "_network_files"):
-        real = getattr(cells, name)
-        monkeypatch.setattr(cells, name, lambda c, s, real=real: (ran.append(c.model.kind), real(c, s)))
+    for module, name in ((cell_tables, "table_files"), (cells, "network_files")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda c, s, real=real: (ran.append(c.model.kind), real(c, s)))
     models = f"--models=linear:{toy},random:{toy},attention:{toy}"
     assert cli.main(words(place, finished, models, "--label-fractions=1/4", elsewhere(place))) == 0
     assert ran == ["random"]
@@ -223,9 +223,10 @@ def test_what_cannot_be_is_refused_before_anything_is_made(place, tmp_path, caps
     assert "did you mean config.training.steps" in said("--config.training.stepz=3", f"--models=lora:{toy}")
     assert "power of two" in said("--label-fractions=1/3") and "taught no task" in said(f"--models={toy}")
     home, again = place / "stores" / "beating", place / "elsewhere"
-    assert "among --store" in said(f"--elsewhere={home},{again}") and "one of the two" in said(
-        "--folds=5", elsewhere(place)
-    )
+    assert "among --store" in said(f"--elsewhere={home},{again}")
+    assert "one of the two" in said("--folds=5", elsewhere(place))
+    write_store(tmp_path / "twin", [beating(0, "test", ("I", "II"), False)], name="twin")  # to train at home
+    assert "1 subjects in more than one split" in said(f"--elsewhere={tmp_path / 'twin'}")
     assert "two of --models" in said("--similarity=trees,trees") and "give one of the two" in said(
         f"--checkpoint={toy}"
     )

@@ -81,7 +81,7 @@ def _study(args) -> int:
     import jax
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in `csfm train`
-    from csfm_jax.evaluation import cells, study, study_folds, study_results
+    from csfm_jax.evaluation import cell, cells, study, study_folds, study_results
     from csfm_jax.reporting import evaluation_page
     from data_pipelines.store import open_stores
 
@@ -92,14 +92,14 @@ def _study(args) -> int:
     stores = open_stores(args.store, args.verify)
     if jax.config.jax_compilation_cache_dir is None:  # one for all cells
         jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
-    settings = cells.Settings(
+    settings = cell.Settings(
         args.store, stores, args.overrides, args.seed, args.unchecked_subjects, folder / "features", halvings,
         args.workers,
         tuple(filter(None, (word.strip() for word in (args.label_networks or "").split(",")))),
         _elsewhere(args, stores),
     )  # fmt: skip
 
-    def plan(settings: cells.Settings, folder: Path) -> study.Study:
+    def plan(settings: cell.Settings, folder: Path) -> study.Study:
         return study.plan(settings, args.tasks, args.models, args.sensors, args.similarity, folder)
 
     parts = study_folds.plan(settings, args.folds, plan, folder) if args.folds else [plan(settings, folder)]

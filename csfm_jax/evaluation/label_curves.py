@@ -7,7 +7,7 @@ import numpy as np
 
 from csfm_jax.evaluation import prediction_files, task_figures
 from csfm_jax.evaluation.bootstrap import Replicates
-from csfm_jax.evaluation.cells import TRAINED
+from csfm_jax.evaluation.cell import TRAINED
 from csfm_jax.evaluation.label_efficiency import LabelRatio, label_ratio
 from csfm_jax.evaluation.study import Study, TaskSetup
 from csfm_jax.evaluation.study_models import TREES

@@ -11,7 +11,7 @@ import numpy as np
 from csfm_jax import tasks
 from csfm_jax.config import Config
 from csfm_jax.evaluation import cells, elsewhere, layers, sensors, study_models
-from csfm_jax.evaluation.cells import Cell, Settings
+from csfm_jax.evaluation.cell import Cell, Settings
 from csfm_jax.evaluation.protocol import Recordings
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study_models import FINE_TUNED, Model
@@ -38,8 +38,8 @@ class TaskSetup:
     resolved: Resolved
     subsets: list[Sensors]
     absent: list[str]
-    elsewhere: tuple[Store, ...]
-    unlabelled: list[str]
+    elsewhere: tuple[Store, ...] = ()
+    unlabelled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:
     there = [s for s in subsets if s.word == ALL or sensors.present(settings.stores, s)]
     absent = [s.word for s in subsets if s not in there]
     others = elsewhere.labelled(settings.elsewhere, task, resolved.labels)
-    unlabelled = [s.name for s in settings.elsewhere if s.name not in {other.name for other in others}]
+    unlabelled = tuple(s.name for s in settings.elsewhere if s.name not in {other.name for other in others})
     return TaskSetup(task, resolved, there, absent, others, unlabelled)
 
 
@@ -216,7 +216,7 @@ def run(study: Study) -> None:
         try:
             cells.run(cell)
         except BadInput as error:  # other weights: what lies there stays
-            cells.note(cell, cell.status | {"failed": str(error)})
+            cell.note(cell.status | {"failed": str(error)})
         if why := cell.status.get("failed"):
             print(f"  failed: {why}", flush=True)
 
@@ -228,6 +228,6 @@ def alike(study: Study) -> dict[str, np.ndarray]:
         both = [cell for word in study.pair for cell in study.of(setup.task.name) if cell.model.word == word]
         if len(both) == 2 and not any(cell.status["failed"] for cell in both):
             stores = sensors.seen(both[0].settings.stores, setup.subsets[0])
-            values = layers.compare(*(cells.network(cell) for cell in both), stores, cells.window(both[0]))
+            values = layers.compare(*(cell.network() for cell in both), stores, both[0].window)
             found |= {} if values is None else {setup.task.name: values}
     return found

@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from csfm_jax.evaluation import cells, prediction_files
-from csfm_jax.evaluation.cells import Cell, Settings
+from csfm_jax.evaluation import prediction_files
+from csfm_jax.evaluation.cell import Cell, Settings
 from csfm_jax.evaluation.study import Study, TaskSetup, check_same, keep_settings
 from csfm_jax.tasks.resolve import Resolved
 from data_pipelines.errors import BadInput
@@ -92,4 +92,4 @@ def _pool(whole: Cell, of_folds: list[Cell]) -> None:
             parts = [cell.folder / "predictions" / file.name for cell in of_folds]
             if all(part.exists() for part in parts):
                 prediction_files.join(parts, whole.folder / "predictions" / file.name)
-    cells.note(whole, {"weights": whole.model.identity, "left_out": left_out, "failed": failed[0] if failed else None})
+    whole.note({"weights": whole.model.identity, "left_out": left_out, "failed": failed[0] if failed else None})

@@ -18,7 +18,7 @@ from csfm_jax.evaluation import (
     task_figures,
 )
 from csfm_jax.evaluation.bootstrap import Interval, Replicates, interval
-from csfm_jax.evaluation.cells import ELSEWHERE, REFITTED, SPLITS, TRAINED
+from csfm_jax.evaluation.cell import ELSEWHERE, REFITTED, SPLITS, TRAINED
 from csfm_jax.evaluation.label_curves import Curve
 from csfm_jax.evaluation.prediction_files import Read
 from csfm_jax.evaluation.sensors import ALL, Sensors

@@ -3,7 +3,7 @@
 import numpy as np
 
 from csfm_jax.evaluation import saliency
-from csfm_jax.evaluation.cells import Cell, place
+from csfm_jax.evaluation.cell import Cell
 from csfm_jax.evaluation.fine_tuned import FineTuned, window_starts
 from csfm_jax.evaluation.study_models import FINE_TUNED
 from csfm_jax.evaluation.study_results import Group, Judged
@@ -33,7 +33,7 @@ def section(group: Group, stores: list[Store], cells: list[Cell]) -> str:
     for word in words:
         model = None
         if network is not None and word == network.model.word:
-            model = FineTuned.load(place(network), calibration=False).merged()
+            model = FineTuned.load(network.place, calibration=False).merged()
         parts.append(_of_model(word, group, stores, model))
     return "".join(parts)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from csfm_jax.evaluation import elsewhere, task_figures
 from csfm_jax.evaluation.bootstrap import Interval
-from csfm_jax.evaluation.cells import REFITTED, TRAINED
+from csfm_jax.evaluation.cell import REFITTED, TRAINED
 from csfm_jax.evaluation.sensors import ALL
 from csfm_jax.evaluation.study import TaskSetup
 from csfm_jax.evaluation.study_results import COMPLETE, MISSING, Group, Results

@@ -1,0 +1,104 @@
+"""Cells of models that read a table of features: probes on frozen embeddings, trees on classical measurements."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from csfm_jax.evaluation import features, sensors, tabular
+from csfm_jax.evaluation.cell import ELSEWHERE, REFITTED, SPLITS, TRAINED, Cell, holds
+from csfm_jax.evaluation.sensors import Sensors
+from csfm_jax.evaluation.study_models import TREES
+from data_pipelines.errors import BadInput
+from data_pipelines.store import Store
+from data_pipelines.store_view import ChannelsOf
+
+_MEASURED_SECONDS = 300.0  # of a recording, by trees, where the task sets no end
+
+
+def table_files(cell: Cell, subsets: list[Sensors]) -> None:
+    """Predictions of probes or trees: read as fitted on all sensors, fitted again, and fitted on fewer patients."""
+    if not cell.wanted(subsets):
+        return
+    fit = tabular.boosted(cell.task, cell.settings.seed) if cell.model.kind == TREES else tabular.linear(cell.task)
+    stores, labels = cell.settings.stores, cell.resolved.labels
+    known = [tabular.Known.of(t, stores, labels) for t in _tables(cell, subsets, stores)]
+    others, _ = cell.parts(subsets[0]).get(ELSEWHERE, ([], ""))
+    asked = [tabular.Known.of(t, others, labels) for t in _tables(cell, subsets[: bool(others)], others, "test")]
+    whole = known[0]
+    if not all(len(one.labelled(0)) for one in known):
+        expected = "some, with every subset of the sensors"
+        raise BadInput(f"task {cell.task.name}", "no labelled train recording", expected, "use fewer --sensors")
+    fractions = tabular.train_subsets(whole, cell.patients)
+
+    def keep(pair, subset, reading, k=0):
+        for split, found in zip(SPLITS, pair):
+            if not k or split == "test":
+                target = cell.file(subset, reading, split, k)
+                number = len(np.unique(whole.subject[fractions[k]]))
+                cell.write(found, stores, target, labels, train_patients=number)
+
+    fitted = tabular.fitted(fit, whole, [*known, *asked])
+    for subset, pair in zip(subsets, fitted):
+        keep(pair, subset, TRAINED)
+    for _, found in fitted[len(known) :]:
+        cell.write(found, others, cell.file(subsets[0], TRAINED, ELSEWHERE), labels)
+    for subset, one in zip(subsets[1:], known[1:]):
+        keep(tabular.fitted(fit, one, [one])[0], subset, REFITTED)
+    for k, rows in enumerate(fractions[1:], 1):
+        keep(tabular.fitted(fit, whole, [whole], rows)[0], subsets[0], TRAINED, k)
+
+
+def _tables(
+    cell: Cell, subsets: list[Sensors], stores: list[Store], split: str | None = None
+) -> Iterator[tabular.Table]:
+    """The features of every subset of the sensors, in order; made once for all tasks that read the same windows.
+
+    Args: stores, split: whose recordings are measured, all of them or one split's.
+    """
+    encoder = None
+    for subset in subsets:
+        target = _features_file(cell, subset, stores, split)
+        if not target.exists():
+            seen = sensors.seen(stores, subset, split)
+            if cell.model.kind == TREES:
+                _keep(_classical(cell, seen), target)
+            else:
+                encoder = encoder or cell.network()
+                found = features.recording_features(encoder, seen, cell.window)
+                _keep(tabular.Table(found.store, found.recording, found.windows, found.pooled), target)
+        with np.load(target) as kept:
+            yield tabular.Table(*(kept[name] for name in tabular.Table._fields))
+
+
+def _features_file(cell: Cell, subset: Sensors, stores: list[Store], split: str | None) -> Path:
+    task = cell.task
+    read = [task.begin, task.end] if cell.model.kind == TREES else dataclasses.asdict(cell.window)
+    decides = [cell.model.identity, sorted(subset.channels), read]
+    decides += [] if task.cut is None else [dataclasses.asdict(task.cut)]
+    decides += [split, [store.digest for store in stores]] if split else []  # the study's own stores do not change
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return cell.settings.features / cell.model.folder / f"{subset.file}-{digest}.npz"
+
+
+def _keep(table: tabular.Table, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    with open(partial, "wb") as file:
+        np.savez(file, **table._asdict())
+    os.replace(partial, target)
+
+
+def _classical(cell: Cell, stores: list[ChannelsOf]) -> tabular.Table:
+    from csfm_jax.baselines.feature_table import feature_table
+
+    task = cell.task
+    seconds = task.end - task.begin if task.end else _MEASURED_SECONDS
+    found = feature_table(stores, cell.settings.workers, seconds, task.begin)
+    held = [holds(store, store.channels) for store in stores]
+    rows = np.flatnonzero(np.concatenate(held))
+    return tabular.Table(found.store[rows], found.recording[rows], np.ones(len(rows), np.int64), found.values[rows])

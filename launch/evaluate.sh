@@ -33,11 +33,12 @@ failed=0
 
 store=$(held "$sources")
 if [ -n "$store" ]; then
-  say "the study: superclasses, sex and age, with twelve leads and fewer"
+  others=$(held "${OTHER_STORES:-code15* sph* echonext*}")
+  say "the study: superclasses, sex and age, with twelve leads and fewer; sex and age at other hospitals"
   csfm evaluate --tasks="${STUDY_TASKS:-ptbxl_superclass,ptbxl_sex,ptbxl_age}" --store="$store" --workdir="$run/ptbxl" \
     --models="$models,benchmark_s4,benchmark_net1d,trees" --sensors="${STUDY_SENSORS:-all,6,3,2,1}" \
     --label-fractions="${LABEL_FRACTIONS:-1/64}" --similarity="linear:$work,finetuned:$work" \
-    --workers="$workers" "$@" || failed=$?
+    --workers="$workers" ${others:+--elsewhere="$others"} "$@" || failed=$?
 fi
 store=$(held "$alarms")
 if [ -n "$store" ]; then

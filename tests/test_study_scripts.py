@@ -120,12 +120,13 @@ def test_without_a_pulse_that_question_is_left_out(script):
 
 
 def test_the_study_finds_its_stores(script):
-    for name in ("ptbxl", "ptbxl_extra", "cinc2015"):
+    for name in ("ptbxl", "ptbxl_extra", "cinc2015", "code15"):
         script.store(name, 10, name)
     _, calls = script.run("evaluate.sh", "simulated", "--config.training.steps=3", WORKERS="2")
     read, stores = studies([c for c in calls if c[0] == "evaluate"]), script.folder / "run" / "stores"
     assert [call[0] for call in calls] == ["prepare", "train", "evaluate", "evaluate"]
     assert read["ptbxl"].store == f"{stores / 'ptbxl'},{stores / 'ptbxl_extra'}"
+    assert (read["ptbxl"].elsewhere, read["alarms"].elsewhere) == (str(stores / "code15"), None)
     assert read["alarms"].store == str(stores / "cinc2015") and {a.workers for a in read.values()} == {2}
     assert {word for call in calls[2:] for word in parsed(call)[1]} == {"--config.training.steps=3"}
 

@@ -1,7 +1,7 @@
 """Flags of compilers and runtimes that jobs are started with, each with its reason: the one place. No JAX here.
 
-`launching` puts them into job files; nothing else sets any. What the pinned versions reject fails a test. To see what
-they do to a program before it is run: `LIBTPU_INIT_ARGS=... csfm plan` compiles with them.
+`launching` puts them into job files, and what compiles for TPUs that are not there sets them, so that both are the same
+program. What the pinned versions reject fails a test. `LIBTPU_INIT_ARGS= csfm plan ...` compiles without them.
 
 Left alone on purpose:
 
@@ -14,6 +14,7 @@ Left alone on purpose:
 - xla_tpu_scoped_vmem_limit_kib and SparseCore offload: worth trying with a profile at hand, per model and generation.
 """
 
+import os
 from dataclasses import dataclass
 
 
@@ -120,3 +121,9 @@ def environment(platform: str, *, split: bool, slices: int) -> dict[str, str]:
         if {"always": True, "split": split, "slices": slices > 1}[flag.when]:
             found[flag.variable] = f"{found[flag.variable]} {flag.text}" if flag.variable in found else flag.text
     return found
+
+
+def set_for_tpu(*, split: bool, slices: int) -> None:
+    """Sets a job's variables in this process, but for those that the environment has; before libtpu is loaded."""
+    for variable, value in environment("tpu", split=split, slices=slices).items():
+        os.environ.setdefault(variable, value)

@@ -77,19 +77,19 @@ def make_mesh(config: "MeshConfig", devices: list[jax.Device] | None = None) -> 
     """
     devices = jax.devices() if devices is None else devices
     # Elsewhere JAX makes up a slice for every machine, to keep their order; nothing there says that their network is
-    # slow, and `make_mesh` refuses more than one.
+    # slow.
     on_tpu = devices[0].platform == "tpu"
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
     sizes = tuple(axis_sizes(config, len(devices), slices).values())
-    # Auto, said explicitly because make_mesh now defaults to Explicit: batch and parameters share the axis `fsdp`,
-    # which Explicit mode refuses unless every weight is resharded by hand at its use; in Auto the compiler gathers it.
-    auto = (AxisType.Auto,) * len(AXES)
-    if not on_tpu:
-        return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES, axis_types=auto)
-    if slices > 1:  # which `make_mesh` refuses
+    # An axis may take a part of one of the torus's own: JAX's `make_mesh` lets it on a v5e alone.
+    if slices > 1:
         within, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
-        return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, axis_types=auto)
-    return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+        laid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    else:
+        laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    # Auto, said explicitly: batch and parameters share the axis `fsdp`, which Explicit mode refuses unless every weight
+    # is resharded by hand at its use; in Auto the compiler gathers it.
+    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextlib.contextmanager

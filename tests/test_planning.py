@@ -2,13 +2,16 @@
 
 import dataclasses
 import importlib.util
+import types
 
 import jax
 import pytest
 
-from csfm_jax import cli
+from csfm_jax import cli, sharding
 from csfm_jax import config as configs
-from csfm_jax.planning import program
+from csfm_jax.commands import plan
+from csfm_jax.config import MeshConfig
+from csfm_jax.planning import compiled, program
 from csfm_jax.planning.compiled import DoesNotFit, compile_step
 from csfm_jax.planning.roofline import roofline
 from csfm_jax.planning.topology import Topology
@@ -141,6 +144,39 @@ ENTRY %main (a: f32[4]) -> f32[16] {
 def test_what_cannot_be_planned_is_refused_by_name(words, message, capsys):
     assert cli.main(["plan", "--config=csfm_nano", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "slices"), [("v5e:4x4", 1), ("v5e:16x16", 1), ("v5p:4x4x4", 1), ("v6e:8x8", 1), ("v5e:16x16", 2)]
+)
+def test_every_mesh_of_a_sweep_is_laid_out_and_replicas_are_slices(name, slices):
+    topology = Topology(name, slices)
+    devices = topology.devices()
+    meshes = [*plan._meshes(topology), MeshConfig(replica=2 * slices, fsdp=4, tensor=2)]
+    for config in meshes:
+        mesh = sharding.make_mesh(config, devices)
+        assert mesh.devices.size == topology.chips == len({device.id for device in mesh.devices.flat})
+        of_slice = [{device.slice_index for device in replica.flat} for replica in mesh.devices] if slices > 1 else []
+        assert all(len(one) == 1 for one in of_slice)
+
+
+def test_the_largest_batch_is_a_multiple_of_what_a_step_takes_apart(monkeypatch, capsys):
+    """Of a compiler that finds room for 100 rows on sixteen chips, two by two of which hold the same rows."""
+    asked = []
+
+    def compile_step(config, topology):
+        asked.append(config.data.rows)
+        size = topology.chip.hbm * config.data.rows / 100
+        fits = types.SimpleNamespace(peak=size)
+        return fits if config.data.rows <= 100 else DoesNotFit(size, topology.chip.hbm)
+
+    monkeypatch.setattr(compiled, "compile_step", compile_step)
+    config = with_("csfm_base", 24 * 17, tensor=2)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, accumulate=3))
+    plan._print_largest(config, Topology("v5e:4x4"))
+    assert "largest batch found: 96 rows" in capsys.readouterr().out
+    assert all(rows % (3 * 8) == 0 for rows in asked)
 
 
 def with_(name: str, rows: int, **mesh):

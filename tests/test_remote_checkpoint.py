@@ -240,6 +240,26 @@ def test_an_address_without_checkpoint_is_bad_input(s3):
         RemoteCheckpoints(HOME, "x", keep=1)
 
 
+def test_a_run_that_has_lost_its_place_leaves_its_successors_checkpoint_as_it_is(s3, tmp_path):
+    lost = []
+
+    def confirm():
+        if lost:
+            raise BadInput(HOME, "another run", "none", "end it")
+
+    first = opened(tmp_path / "first", confirm=confirm)
+    save(first, 1)
+    second = opened(tmp_path / "second")  # the first has no network for a while, and another one goes on from step 1
+    save(second, 2)
+    before = {name: storage.read_bytes(f"{HOME}/2/{name}") for name in storage.file_sizes(f"{HOME}/2")}
+    lost.append(True)
+    with pytest.raises(BadInput, match="another run"):
+        first.save(2, arrays(7), {"moments": arrays(7)}, {**RUN, "step": 2})
+        first.wait()
+    assert {name: storage.read_bytes(f"{HOME}/2/{name}") for name in storage.file_sizes(f"{HOME}/2")} == before
+    second.close()
+
+
 # ---- several processes, which see nothing of each other's disks
 
 
@@ -276,6 +296,10 @@ def one_of_two(folder: Path) -> None:
     checkpoints.close()
     with pytest.raises(BadInput, match="^--config: found processes 1 differ from process 0; expected one everywhere"):
         check_equal("--config", f"{jax.process_index():02x}", "one everywhere", "start all with the same")
+    with Workdir(folder / "shared"):
+        pass
+    with pytest.raises(BadInput, match="^--workdir: found processes 1 differ .*; choose one on a disk that all"):
+        Workdir(folder / f"own-{jax.process_index()}").__enter__()
     if jax.process_index() == 0:
         with pytest.raises(BadInput, match="'alone': found processes 1 not here; expected all 2"):
             barrier("alone", 0.5)

@@ -8,9 +8,11 @@ Needs the TPU compiler (pip install 'csfm_jax[tpu]') and no TPU. --sweep compare
 
 import dataclasses
 import itertools
+import math
 from collections import defaultdict
 
 from csfm_jax import config as configs
+from csfm_jax import platform_flags
 from csfm_jax.config import Config, MeshConfig
 from data_pipelines.errors import BadInput
 
@@ -50,10 +52,13 @@ def run(args) -> None:
     from csfm_jax import sharding
     from csfm_jax.planning.topology import Topology
 
-    topology = Topology(args.topology, args.slices)
+    topology, split = Topology(args.topology, args.slices), True
     if not args.sweep:  # by arithmetic, before the compiler is loaded, which says much
         sizes = sharding.axis_sizes(config.mesh, topology.chips, topology.slices)
         sharding.check(config, jax.sharding.AbstractMesh(tuple(sizes.values()), sharding.AXES))
+        split = sizes["fsdp"] > 1
+    # As the job would. A sweep compares meshes of both kinds under the flags of those that split: they are read once.
+    platform_flags.set_for_tpu(split=split, slices=topology.slices)
     hosts = f"{topology.hosts} hosts" + (f", {topology.slices} slices" if topology.slices > 1 else "")
     print(f"{args.config} on {topology.name}: {topology.chips} chips, {hosts}", flush=True)
     if args.sweep:
@@ -115,14 +120,17 @@ def _print_epoch(config: Config, topology, step, stores: str) -> None:
 
 def _print_largest(config: Config, topology) -> None:
     """Memory grows with the rows a chip has: two sizes tell the third, which is then compiled."""
+    from csfm_jax import sharding
     from csfm_jax.planning.compiled import DoesNotFit, compile_step
 
+    sizes = sharding.axis_sizes(config.mesh, topology.chips, topology.slices)
+    least = config.training.accumulate * math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
     unit = config.data.rows
     while isinstance(small := compile_step(_with_rows(config, unit), topology), DoesNotFit):
-        if unit % 2 or unit // 2 < topology.chips:
+        if unit == least:
             print("largest batch: none fits; split more over fsdp, recompute more (encoder.remat), or shorten the rows")
             return
-        unit //= 2
+        unit = max(1, unit // 2 // least) * least
     large = compile_step(_with_rows(config, 2 * unit), topology)
     best = unit
     if not isinstance(large, DoesNotFit):
@@ -130,7 +138,7 @@ def _print_largest(config: Config, topology) -> None:
         best = 2 * unit
         guess = int((topology.chip.hbm - small.peak) / slope) + unit
         for share in (1.0, 0.95, 0.9):
-            rows = int(guess * share) // topology.chips * topology.chips
+            rows = int(guess * share) // least * least
             if rows <= best:
                 break
             if not isinstance(compile_step(_with_rows(config, rows), topology), DoesNotFit):

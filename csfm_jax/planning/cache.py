@@ -5,7 +5,6 @@ flags, topology and versions of jaxlib and compiler. No pickle is in it; JAX's s
 (`jax.experimental.serialize_executable`) are pickles, which is why they are not used.
 """
 
-import os
 import warnings
 from pathlib import Path
 
@@ -38,7 +37,11 @@ def fill(config: Config, topology: str, slices: int, folder: str) -> dict[str, i
     except OSError as error:
         raise BadInput("--fill-cache", error.strerror, "a folder that can be written", "choose another") from None
     if topology != HERE:
-        _set_flags(config, topology, slices)
+        from csfm_jax.planning.topology import Topology
+
+        # Flags are part of an entry's name.
+        split = sharding.axis_sizes(config.mesh, Topology(topology, slices).chips, slices)["fsdp"] > 1
+        platform_flags.set_for_tpu(split=split, slices=slices)
     import jax
 
     if topology != HERE:
@@ -60,16 +63,6 @@ def fill(config: Config, topology: str, slices: int, folder: str) -> dict[str, i
         make_eval_step(plan).lower(plan.abstract.params, batch).compile()
         plan.initialisation().lower().compile()
     return {name: _size(path, name) for name in ("step", "evaluate", "build")}
-
-
-def _set_flags(config: Config, topology: str, slices: int) -> None:
-    # Flags are part of an entry's name: those of `csfm launch`, unless the environment has its own.
-    from csfm_jax.planning.topology import Topology
-
-    chips = Topology(topology, slices).chips
-    split = sharding.axis_sizes(config.mesh, chips, slices)["fsdp"] > 1
-    for variable, value in platform_flags.environment("tpu", split=split, slices=slices).items():
-        os.environ.setdefault(variable, value)
 
 
 def _size(folder: Path, name: str) -> int:

@@ -1,6 +1,8 @@
 """The training run: build mesh, data, model, optimizer; restore; step; log; save."""
 
 import contextlib
+import hashlib
+import json
 import time
 from pathlib import Path
 
@@ -69,6 +71,8 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         checkpoints = home.checkpoints(config.training.keep_checkpoints)
         until_end.push(checkpoints.ended)
         saved = checkpoints.read_run()
+        begins = hashlib.sha256(json.dumps([init, saved.get("step")]).encode()).hexdigest()
+        together.check_equal("--init and the latest checkpoint", begins, "the same everywhere", remedy)
         tokenizer = choose_tokenizer(stores, read_tokens(config), config.data.tokenizer)
         about = record.describe(config, stores, tokenizer, command)
         if saved:

@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import sys
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,13 +40,14 @@ from csfm_jax.training.manifest import (
     read_manifest,
     unfinished,
 )
-from csfm_jax.training.together import barrier
+from csfm_jax.training.together import barrier, check_equal
 from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.storage import Place
 
 _FILES_AT_ONCE = 4  # each large one goes in several parts at once besides
 _LIMIT = 3600  # seconds that processes wait for the slowest sender
+_SHARED = ".shared"  # holds a word of process 0, which the others have to find
 _LINES = ("metrics.jsonl", "validation.jsonl", "skipped.jsonl", "goodput.json")  # what a restart goes on with
 
 
@@ -76,7 +78,19 @@ class Workdir:
                     self._claim = entered.enter_context(Claim(self.place))
                     self._bring_lines()
                 self._until_end = entered.pop_all()
+        if not storage.is_remote(self.place) and jax.process_count() > 1:
+            self._check_shared()
         return self
+
+    def _check_shared(self) -> None:
+        """A checkpoint is whole when every process has written its part into one folder: of two disks, none ever is."""
+        told = self.folder / _SHARED
+        if jax.process_index() == 0:
+            told.write_text(uuid.uuid4().hex)
+        barrier("work directory entered")
+        found = hashlib.sha256(told.read_bytes() if told.is_file() else b"").hexdigest()
+        remedy = "choose one on a disk that all hosts share, or at s3:// or gs://"
+        check_equal("--workdir", found, "a folder that every process sees as process 0 does", remedy)
 
     def _bring_lines(self) -> None:
         # What is there counts, not what an earlier run may have left here: it goes with the checkpoints.
@@ -93,11 +107,18 @@ class Workdir:
         folder = self.folder / "checkpoints"
         if not storage.is_remote(self.place):
             return Checkpoints(folder, keep=keep)
-        return RemoteCheckpoints(storage.join(self.place, "checkpoints"), folder, keep=keep, before_seal=self._send_own)
+        place, doing = (
+            storage.join(self.place, "checkpoints"),
+            {"confirm": self._confirm, "before_seal": self._send_own},
+        )
+        return RemoteCheckpoints(place, folder, keep=keep, **doing)
 
-    def _send_own(self) -> None:
+    def _confirm(self) -> None:
         if self._claim:
             self._claim.confirm()
+
+    def _send_own(self) -> None:
+        self._confirm()
         self.send()
 
     def send(self) -> None:
@@ -133,15 +154,24 @@ class RemoteCheckpoints(Checkpoints):
     Args:
         place: WORKDIR/checkpoints. folder: a local one, where steps are on their way; emptied here.
         keep: how many of the latest steps stay there. before_seal: called by every process, in the background, when a
-            step's files have been sent and its manifest not yet.
+            step's files have been sent and its manifest not yet. confirm: called by process 0 before any is sent, which
+            may overwrite those of a run that has gone on in this one's place; raises BadInput if there is one.
 
     Raises:
         BadInput: steps there are, but none is intact; or the object store does not answer.
     """
 
-    def __init__(self, place: str, folder: Path, *, keep: int, before_seal: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        place: str,
+        folder: Path,
+        *,
+        keep: int,
+        before_seal: Callable[[], None] = lambda: None,
+        confirm: Callable[[], None] = lambda: None,
+    ):
         check_keep(keep)
-        self.place, self._keep, self._before_seal = place, keep, before_seal
+        self.place, self._keep, self._before_seal, self._confirm = place, keep, before_seal, confirm
         own = Path(folder).absolute() / f"process-{jax.process_index()}"  # processes may share a disk
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir(parents=True)
@@ -177,6 +207,10 @@ class RemoteCheckpoints(Checkpoints):
         def send(name: str) -> None:
             storage.upload(self.folder / str(step) / name, storage.join(there, name), files[name]["sha256"])
 
+        if me == 0:
+            self._confirm()
+        if everyone > 1:
+            barrier(f"files of step {step} may be sent", _LIMIT)
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             list(pool.map(send, files))
         if everyone > 1:

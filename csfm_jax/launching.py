@@ -25,8 +25,8 @@ class Job:
         target: one of `TARGETS`. config, overrides: of `csfm train`. workdir, stores: paths or URLs. name: of the job.
         topology, slices: TPUs ("v5e:16x16"). nodes, gpus (a node), gpu_type: GPU clusters; 0 GPUs means CPUs.
         processes: on one machine.
-        image: container. project, zone, cluster, namespace, service_account, queue, account, time, cpus, spot: of the
-            scheduler; see `csfm launch --help`.
+        image: container. project, zone, cluster, namespace, queue, account, time, cpus, spot: of the scheduler; see
+            `csfm launch --help`.
     """
 
     target: str
@@ -46,7 +46,6 @@ class Job:
     zone: str | None = None
     cluster: str | None = None
     namespace: str | None = None
-    service_account: str | None = None
     queue: str | None = None
     account: str | None = None
     time: str | None = None
@@ -80,7 +79,7 @@ _TPU = ("topology", "image")
 TARGETS = {
     "tpu_vm": Target((*_TPU, "project", "zone"), ("slices", "spot")),
     "xpk": Target((*_TPU, "project", "zone", "cluster"), ("slices", "spot")),
-    "gke": Target(_TPU, ("slices", "spot", "namespace", "queue", "service_account")),
+    "gke": Target(_TPU, ("slices", "spot", "namespace", "queue")),
     "slurm": Target(("nodes", "gpus", "time"), ("queue", "account", "cpus"), remote=False),
     "skypilot": Target(("image",), ("topology", "nodes", "gpus", "gpu_type", "spot")),
     "local": Target(("processes",), ("gpus",), remote=False),
@@ -96,7 +95,6 @@ _FORMS = {
     ),
     "cluster": _LABEL,
     "namespace": _LABEL,
-    "service_account": _LABEL,
     "project": (re.compile(r"[a-z][-a-z0-9.:]{4,62}[a-z0-9]"), "a Google Cloud project's id"),
     "zone": (re.compile(r"[a-z]+-[a-z]+\d+-[a-z]+"), "a zone such as us-west4-a"),
     "image": (re.compile(r"[a-z0-9][-a-z0-9._/:]*(@sha256:[0-9a-f]{64})?"), "REGISTRY/NAME:TAG, or @sha256:DIGEST"),

@@ -33,7 +33,6 @@ JOBS = {
         slices=2,
         namespace="research",
         queue="pretraining",
-        service_account="trainer",
         spot=True,
         overrides=(
             "--config.mesh.replica=2",

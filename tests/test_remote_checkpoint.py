@@ -425,10 +425,14 @@ def test_programs_that_were_compiled_lie_where_every_host_finds_them(s3, no_cach
         assert (jax.jit(lambda x: 1.25 * x)(np.ones(7, np.float32)) < three).all()
 
 
-def test_a_disk_that_fills_up_under_an_open_file_is_named(tmp_path):
+@pytest.mark.parametrize("free, named", [(0, "run"), (1 << 30, "/dev/shm")])  # a disk with room is not the full one
+def test_a_disk_that_fills_up_under_an_open_file_is_named(tmp_path, monkeypatch, free, named):
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    tmp_path /= "run"
     with pytest.raises(OSError) as full, Workdir(tmp_path), open("/dev/full", "w", buffering=1) as lines:
         lines.write("a line\n")
-    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(tmp_path))
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(tmp_path.parent / named))
 
 
 def test_a_local_work_directory_is_its_own_folder(tmp_path):

@@ -31,7 +31,6 @@ def arguments(parser) -> None:
     parser.add_argument("--zone", help="Google Cloud zone")
     parser.add_argument("--cluster", help="GKE cluster that xpk made")
     parser.add_argument("--namespace", help="Kubernetes namespace; default: default")
-    parser.add_argument("--service-account", help="Kubernetes service account that may use the buckets")
     parser.add_argument("--queue", help="Kueue's local queue (gke), partition (slurm)")
     parser.add_argument("--account", help="SLURM account")
     parser.add_argument("--time", help="SLURM time limit, e.g. 24:00:00; the job is queued again until it has finished")

@@ -47,6 +47,7 @@ from data_pipelines.storage import Place
 
 _FILES_AT_ONCE = 4  # each large one goes in several parts at once besides
 _LIMIT = 3600  # seconds that processes wait for the slowest sender
+_ROOM = 1 << 20  # bytes that a disk has which is not full
 _SHARED = ".shared"  # holds a word of process 0, which the others have to find
 _LINES = ("metrics.jsonl", "validation.jsonl", "skipped.jsonl", "goodput.json")  # what a restart goes on with
 
@@ -138,7 +139,9 @@ class Workdir:
 
     def __exit__(self, kind, error, trace) -> None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-            error.filename = str(self.folder)  # a file that was open already: its error names none
+            # a file that was open already: its error names none; workers hand batches over in shared memory
+            room = shutil.disk_usage(self.folder).free > _ROOM and error.errno == errno.ENOSPC
+            error.filename = "/dev/shm" if room else str(self.folder)
         with self._until_end:
             try:
                 self._send_own()

@@ -1,4 +1,5 @@
 set -euo pipefail
+sudo gcloud auth configure-docker --quiet @{registry}
 sudo docker pull @{image}
 train=(
   @{train}

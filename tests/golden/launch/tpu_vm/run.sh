@@ -15,6 +15,7 @@ train=(
 # What an earlier run left is removed; one that still runs is not, and `docker run` then says so.
 on_workers sudo docker container prune --force
 # The host's network: JAX finds the other workers through the machine's metadata server. A worker that fails takes the
-# others with it; each is started again, at most ten times, and all go on from the last checkpoint.
-on_workers sudo docker run --detach --init --name csfm-base --privileged --network=host \
+# others with it; each is started again, at most ten times, and all go on from the last checkpoint. The host's shared
+# memory: worker processes hand batches over in it, and a container's own is 64 MB.
+on_workers sudo docker run --detach --init --name csfm-base --privileged --network=host --ipc=host \
   --restart=on-failure:10 --log-opt max-size=100m us-docker.pkg.dev/lab/images/csfm:1 "${train[@]}"

@@ -24,7 +24,7 @@ SIZES = {
     "base": {"encoder": (768, 12, 12, 64, 3072), "decoder": (256, 4, 4, 64, 1024), "remat": "dots"},
     "large": {"encoder": (1024, 16, 24, 64, 4096), "decoder": (256, 4, 4, 64, 1024), "remat": "full"},
 }
-BACKENDS = {"tpu": ("splash", "dense", "blocks"), "gpu": ("dense", "blocks"), "cpu": ("blocks", "dense")}
+BACKENDS = {"tpu": ("splash", "dense", "blocks"), "gpu": ("dense", "triton", "blocks"), "cpu": ("blocks", "dense")}
 KEEP = 0.25  # of a window's tokens are visible
 WRONG = 0.03  # of the largest value: several roundings to bfloat16 (0.004 each)
 ROUNDS = 3

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csfm_jax.models.attention import BACKENDS, SHORT, attend, splash
+from csfm_jax.models.attention import BACKENDS, SHORT, SHORT_GPU, attend, choose, splash, triton
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The kernels of other platforms run here, slowly."""
+    for name, kernel in (("splash", splash), ("triton", triton)):
+        monkeypatch.setitem(BACKENDS, name, functools.partial(kernel.attend, interpret=True))
 
 
 def packed(length, heads=2, head_dim=16, seed=0):
@@ -69,10 +77,9 @@ def test_reference_is_the_formula():
     assert not np.asarray(out)[np.asarray(segments) == 0].any()  # padding gives zeros, the empty row too
 
 
-@pytest.mark.parametrize("backend", ["dense", "blocks", "splash"])
-@pytest.mark.parametrize("length", [40, 130])  # 130 is padded to two of splash's blocks
-def test_backends_agree_with_the_reference(backend, length, monkeypatch):
-    monkeypatch.setitem(BACKENDS, "splash", functools.partial(splash.attend, interpret=True))
+@pytest.mark.parametrize("backend", ["dense", "blocks", "splash", "triton"])
+@pytest.mark.parametrize("length", [40, 130])  # 130 is padded to two of splash's blocks, to three of triton's
+def test_backends_agree_with_the_reference(backend, length, interpreted):
     case = packed(length)
     assert_agree(with_gradients(backend, *case), with_gradients("reference", *case), 1e-5)
 
@@ -96,7 +103,29 @@ def test_blocks_agree_with_the_reference_whatever_the_windows(rows, gap, seed):
     assert_agree(with_gradients("blocks", q, k, v, segments), with_gradients("reference", q, k, v, segments), 1e-5)
 
 
-def test_blocks_find_the_keys_of_other_tokens():
+@pytest.mark.parametrize("head_dim", [8, 24, 64])  # two of them are padded
+def test_triton_agrees_with_the_reference_whatever_the_windows(head_dim, interpreted):
+    """Random windows with gaps in an odd row, a row of one window, an empty row; padding holds large numbers."""
+    rng, length = np.random.default_rng(head_dim), 97
+    for longest in (2, 20, 90):
+        segments = np.zeros((3, length), np.int32)
+        at = 0
+        for number in range(1, length):
+            size = rng.integers(1, longest + 1)
+            segments[0, at : at + size] = number
+            at += size + rng.integers(0, 3)
+        segments[1] = 7
+        case = rng.standard_normal((3, 3, length, 2, head_dim)).astype(np.float32)
+        case[:, segments == 0] *= 100
+        q, k, v, segments = (jnp.asarray(x) for x in (*case, segments))
+        # `assert_agree` measures by the largest value: the padding's own is 0
+        got, want = with_gradients("triton", q, k, v, segments), with_gradients("reference", q, k, v, segments)
+        assert_agree(got, want, 1e-5)
+        assert not any(np.asarray(x)[np.asarray(segments) == 0].any() for x in got)
+
+
+@pytest.mark.parametrize("backend", ["blocks", "triton"])  # the kernel takes one array of segments: it hands over
+def test_the_keys_of_other_tokens_are_found(backend):
     """Queries and keys of different lengths, windows in another order, and one window of which there is no query."""
     rng = np.random.default_rng(0)
     segments_q = np.repeat([[2, 1, 4, 0], [1, 2, 3, 4]], [10, 1, 40, 6], axis=1).astype(np.int32)
@@ -104,7 +133,7 @@ def test_blocks_find_the_keys_of_other_tokens():
     q = rng.standard_normal((2, segments_q.shape[1], 2, 8)).astype(np.float32)
     k, v = rng.standard_normal((2, 2, segments_k.shape[1], 2, 8)).astype(np.float32)
     assert_agree(
-        with_gradients("blocks", q, k, v, segments_q, segments_k),
+        with_gradients(backend, q, k, v, segments_q, segments_k),
         with_gradients("reference", q, k, v, segments_q, segments_k),
         1e-5,
     )
@@ -126,10 +155,11 @@ def test_a_packed_window_is_the_window_alone():
         assert_agree([x[0, segments[0] == number] for x in got], alone, 1e-5)
 
 
-def test_bfloat16_stays_near_the_reference():
+def test_bfloat16_stays_near_the_reference(interpreted):
     *case, segments = packed(64)
     rounded = [x.astype(jnp.bfloat16) for x in case]
-    for backend, tolerance in (("dense", 0.03), ("blocks", 0.01)):  # blocks compute in float32 and round at the end
+    # blocks compute in float32 and round at the end
+    for backend, tolerance in (("dense", 0.03), ("blocks", 0.01), ("triton", 0.03)):
         got = with_gradients(backend, *rounded, segments)
         assert all(x.dtype == jnp.bfloat16 for x in got)
         assert_agree(got, with_gradients("reference", *(x.astype(jnp.float32) for x in rounded), segments), tolerance)
@@ -160,11 +190,55 @@ def test_auto_on_a_cpu(monkeypatch):
     assert called == ["reference", "blocks"]
 
 
+def test_auto_elsewhere(monkeypatch):
+    assert [choose("gpu", keys) for keys in (SHORT_GPU, SHORT_GPU + 1)] == ["dense", "triton"]
+    assert [choose("unknown", keys) for keys in (SHORT_GPU, SHORT_GPU + 1)] == ["dense", "blocks"]
+    assert choose("tpu", 8) == "splash"
+    # NVIDIA's Turing, Ampere, Blackwell; one of AMD's
+    for capability, backend in (("7.5", "blocks"), ("8.0", "triton"), ("12.0", "triton"), ("gfx942", "triton")):
+        monkeypatch.setattr(jax, "devices", lambda found=capability: [SimpleNamespace(compute_capability=found)])
+        assert choose("gpu", 2048) == backend
+
+
+def float32_arrays(jaxpr):
+    """The shapes of all float32 arrays of a program and of the programs within: loops, calls, kernels."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars if getattr(v.aval, "dtype", None) == jnp.float32)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from float32_arrays(inner)
+
+
+@pytest.mark.parametrize("length, all_pairs", [(2048, False), (SHORT_GPU, True)])
+@pytest.mark.parametrize("capability", ["8.0", "7.5"])  # with a kernel and without
+def test_on_a_gpu_long_rows_never_make_the_matrix_of_all_pairs(length, all_pairs, capability, monkeypatch):
+    monkeypatch.setattr(triton, "available", lambda: capability == "8.0")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    like = jax.ShapeDtypeStruct((1, length, 1, 16), jnp.float32)
+    segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    # not the compiled function itself: it would remember what "auto" stood for
+    program = jax.make_jaxpr(functools.partial(with_gradients.__wrapped__, "auto"))(like, like, like, segments)
+    assert ("pallas_call" in str(program)) == (not all_pairs and capability == "8.0")
+    assert (max(map(np.prod, float32_arrays(program.jaxpr))) >= length**2) == all_pairs
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_triton_is_lowered_for_a_gpu(dtype):
+    """As far as it goes without one: JAX makes Triton's program of all three kernels; nobody compiles it here."""
+    like = jax.ShapeDtypeStruct((2, 700, 4, 24), dtype)
+    segments = jax.ShapeDtypeStruct((2, 700), jnp.int32)
+    function = jax.jit(functools.partial(with_gradients.__wrapped__, "triton"))
+    text = function.trace(like, like, like, segments).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 3
+
+
 EIGHT = """
-import json, jax, numpy as np
+import functools, json, jax, numpy as np
 from flax import nnx
 from csfm_jax import sharding
 from csfm_jax.config import MeshConfig
+from csfm_jax.models.attention import BACKENDS, triton
 from csfm_jax.models.transformer import Sizes, Transformer
 from test_attention import with_gradients
 
@@ -197,13 +271,16 @@ with sharding.use(mesh):
     place = lambda x: jax.device_put(x, sharding.batch_sharding(mesh))
     run = with_gradients.lower("blocks", *map(place, case)).compile()
     got = run(*map(place, case))
+    BACKENDS["triton"] = functools.partial(triton.attend, interpret=True)
+    kernel = with_gradients.lower("triton", *map(place, case)).compile()
+    got_kernel = kernel(*map(place, case))
     # As in training: in a scan over layers, made again in the backward pass.
     make, step = transformer("blocks", "full")
     state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, nnx.get_abstract_model(make, mesh)[1]))
     got_step = step(state, place(x), place(segments))
-text = run.as_text()
+text = run.as_text() + kernel.as_text()
 print(json.dumps(dict(
-    attention=share(got, want), step=share(got_step, want_step),
+    attention=share(got, want), kernel=share(got_kernel, want), step=share(got_step, want_step),
     gathered=sum(f" {name}(" in text for name in ("all-gather", "all-to-all", "collective-permute")),
 )))
 """
@@ -219,5 +296,5 @@ def test_under_a_mesh_every_device_loops_over_its_own_rows_and_heads():
     done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["attention"] < 1e-5 and result["step"] < 1e-5, result
+    assert max(result["attention"], result["kernel"], result["step"]) < 1e-5, result
     assert result["gathered"] == 0, result

@@ -70,7 +70,7 @@ _CHOICES = {
     "config.encoder.pooling": ("cls", "mean"),
     "config.encoder.remat": ("none", "dots", "full"),
     "config.encoder.compute": ("float32", "bfloat16"),
-    "config.encoder.attention": ("auto", "reference", "dense", "blocks", "splash"),
+    "config.encoder.attention": ("auto", "reference", "dense", "blocks", "splash", "triton"),
     "config.objective.name": ("reconstruction", "supervised", "translation"),
 }
 

@@ -3,16 +3,29 @@
 import jax
 import jax.numpy as jnp
 
-from csfm_jax.models.attention import blocks, dense, reference, splash
+from csfm_jax.models.attention import blocks, dense, reference, splash, triton
 
 BACKENDS = {
     "reference": reference.attend,
     "dense": dense.attend,
     "blocks": blocks.attend,
     "splash": splash.attend,
+    "triton": triton.attend,
 }
-BY_PLATFORM = {"tpu": "splash", "cpu": "blocks"}
 SHORT = 256  # tokens; one window can fill such a row, and "blocks" then loses to one product of all pairs
+SHORT_GPU = 512  # keys; not measured, for want of a GPU: a guess of where the matrix of all pairs is still small
+
+
+def choose(platform: str, keys: int) -> str:
+    """The backend that "auto" stands for. None but those of short rows makes a row's matrix of all pairs."""
+    if platform == "tpu":
+        return "splash"
+    if platform == "cpu":
+        return "reference" if keys <= SHORT else "blocks"  # its gradient is 1.6 times faster there than that of "dense"
+    if keys <= SHORT_GPU:
+        return "dense"
+    # "blocks" runs anywhere and in little memory, but its loops are not for GPUs: only where there is no kernel.
+    return "triton" if platform == "gpu" and triton.available() else "blocks"
 
 
 def attend(
@@ -30,17 +43,13 @@ def attend(
         q: [B, N, H, head_dim]. k, v: [B, K, H, head_dim].
         segments_q: [B, N] int32, window of each query; 0 = padding. segments_k: [B, K], of each key. A query that is
             not padding has at least one key (in self-attention, itself).
-        backend: a key of `BACKENDS`, or "auto", by the default platform: "splash" on TPU; on CPU "blocks", for rows of
-            up to `SHORT` tokens "reference" (its gradient is 1.6 times faster there than "dense"); "dense" elsewhere.
-            Name one when compiling for another platform than this process runs on, and "blocks" where the dense
-            matrix of a long row does not fit and there is no kernel.
+        backend: a key of `BACKENDS`, or "auto": what `choose` says of the default platform and the keys of a row. Name
+            one when compiling for another platform than this process runs on.
 
     Returns:
         [B, N, H, head_dim] in q's dtype.
     """
     if backend == "auto":
-        backend = BY_PLATFORM.get(jax.default_backend(), "dense")
-        if backend == "blocks" and k.shape[1] <= SHORT:
-            backend = "reference"
+        backend = choose(jax.default_backend(), k.shape[1])
     out = BACKENDS[backend](q, k, v, segments_q, segments_k)
     return jnp.where((segments_q > 0)[:, :, None, None], out, jnp.zeros((), out.dtype))

@@ -2,12 +2,13 @@
 
 import dataclasses
 import importlib.util
+import os
 import types
 
 import jax
 import pytest
 
-from csfm_jax import cli, sharding
+from csfm_jax import cli, platform_flags, sharding
 from csfm_jax import config as configs
 from csfm_jax.commands import plan
 from csfm_jax.config import MeshConfig
@@ -35,6 +36,12 @@ def quickly():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(autouse=True)
+def own_flags(monkeypatch):
+    """What a plan sets stays with it."""
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != "LIBTPU_INIT_ARGS"})
 
 
 PROGRAM = """HloModule step
@@ -161,6 +168,21 @@ def test_every_mesh_of_a_sweep_is_laid_out_and_replicas_are_slices(name, slices)
         assert all(len(one) == 1 for one in of_slice)
 
 
+@pytest.mark.parametrize(
+    "words, split, slices",
+    [((), False, 1), (("--config.mesh.fsdp=4",), True, 1), (("--slices=2", "--config.mesh.replica=2"), False, 2)],
+)
+def test_a_plan_compiles_under_the_flags_of_its_job(words, split, slices, monkeypatch, capsys):
+    under = []
+    monkeypatch.setattr(compiled, "compile_step", lambda *_: under.append(dict(os.environ)) or DoesNotFit(2.0, 1.0))
+    words = ["plan", "--config=csfm_base", "--topology=v5e:4x4", "--config.data.rows=64", *words]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    expected = platform_flags.environment("tpu", split=split, slices=slices)
+    assert expected.items() <= under[0].items()
+    monkeypatch.setitem(os.environ, "LIBTPU_INIT_ARGS", "")  # one's own count
+    assert cli.main(words) == 0 and under[1]["LIBTPU_INIT_ARGS"] == ""
+
+
 def test_the_largest_batch_is_a_multiple_of_what_a_step_takes_apart(monkeypatch, capsys):
     """Of a compiler that finds room for 100 rows on sixteen chips, two by two of which hold the same rows."""
     asked = []
@@ -172,10 +194,11 @@ def test_the_largest_batch_is_a_multiple_of_what_a_step_takes_apart(monkeypatch,
         return fits if config.data.rows <= 100 else DoesNotFit(size, topology.chip.hbm)
 
     monkeypatch.setattr(compiled, "compile_step", compile_step)
-    config = with_("csfm_base", 24 * 17, tensor=2)
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, accumulate=3))
-    plan._print_largest(config, Topology("v5e:4x4"))
-    assert "largest batch found: 96 rows" in capsys.readouterr().out
+    for begin in (24 * 17, 24):  # halved until it fits; extrapolated from what does
+        config = with_("csfm_base", begin, tensor=2)
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, accumulate=3))
+        plan._print_largest(config, Topology("v5e:4x4"))
+        assert "largest batch found: 96 rows" in capsys.readouterr().out
     assert all(rows % (3 * 8) == 0 for rows in asked)
 
 

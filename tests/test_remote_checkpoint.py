@@ -425,10 +425,15 @@ def test_programs_that_were_compiled_lie_where_every_host_finds_them(s3, no_cach
         assert (jax.jit(lambda x: 1.25 * x)(np.ones(7, np.float32)) < three).all()
 
 
-@pytest.mark.parametrize("free, named", [(0, "run"), (1 << 30, "/dev/shm")])  # a disk with room is not the full one
-def test_a_disk_that_fills_up_under_an_open_file_is_named(tmp_path, monkeypatch, free, named):
-    usage = shutil.disk_usage(tmp_path)._replace(free=free)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+@pytest.mark.parametrize(
+    "filled, named", [(("run",), "run"), (("memory",), "memory"), (("run", "memory"), "run"), ((), "run")]
+)
+def test_a_disk_that_fills_up_under_an_open_file_is_named(tmp_path, monkeypatch, filled, named):
+    """The work directory's, or the shared memory where workers put batches."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda disk: usage._replace(free=0 if disk.name in filled else 1 << 30))
+    monkeypatch.setattr(remote, "_SHARED_MEMORY", tmp_path / "memory")
+    (tmp_path / "memory").mkdir()
     tmp_path /= "run"
     with pytest.raises(OSError) as full, Workdir(tmp_path), open("/dev/full", "w", buffering=1) as lines:
         lines.write("a line\n")

@@ -121,7 +121,7 @@ def _study(args) -> int:
 
 
 def _elsewhere(args, stores: list) -> tuple:
-    from data_pipelines.store import open_stores
+    from data_pipelines.store import check_spec, open_stores
 
     if args.elsewhere is None:
         return ()
@@ -132,6 +132,8 @@ def _elsewhere(args, stores: list) -> tuple:
     if twice := {store.name for store in stores} & {store.name for store in others}:
         found = f"{min(twice)}, which is among --store, too"
         raise BadInput("--elsewhere", found, "other stores", "leave it out of one of the two")
+    for store in others:
+        check_spec(store.spec, stores[0].spec, str(store.path))
     return others
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from csfm_jax import encoding
 from csfm_jax.commands import finetune
 from csfm_jax.config import Config
-from csfm_jax.evaluation import label_budget, prediction_files
+from csfm_jax.evaluation import elsewhere, label_budget, prediction_files
 from csfm_jax.evaluation.predictions import Predictions
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study_models import FINE_TUNED, TABULAR, Model
@@ -27,7 +27,6 @@ from data_pipelines.windows import used_channels
 
 TRAINED, REFITTED = "trained", "refitted"  # how a subset of the sensors is read: weights as they are, or fitted again
 SPLITS = ("validation", "test")
-ELSEWHERE = "elsewhere"  # in place of a split: the test subjects of stores that nothing was learned from
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Cell:
     def file(self, subset: Sensors, reading: str, split: str, halvings: int = 0) -> Path:
         """Where predictions lie; halvings: of the train patients that the model was fitted on."""
         of = f".half-{halvings}" if halvings else ""
-        return self.folder / "predictions" / f"{subset.file}.{reading}{of}.{split}.parquet"
+        return self.folder / "predictions" / f"{subset.file}.{reading}{of}.{split.replace('/', '-')}.parquet"
 
     @cached_property
     def config(self) -> Config:
@@ -94,12 +93,12 @@ class Cell:
         tokens = self.model.config.tokens if self.model.kind == "given" else read_tokens(self.config)
         return subset.channels & set(np.flatnonzero(used_channels(tokens)).tolist())
 
-    def parts(self, subset: Sensors) -> dict[str, tuple[list[Store], str]]:
-        """What is predicted with some sensors: name of a file -> stores and their split."""
-        parts = {split: (self.settings.stores, split) for split in SPLITS}
-        channels, number = self._channels(subset), SPLITS_OF_STORES.index("test")
-        others = [s for s in self.settings.elsewhere if holds(s, channels)[s.index.split == number].any()]
-        return parts | ({ELSEWHERE: (others, "test")} if others and subset.word == ALL else {})
+    @property
+    def elsewhere(self) -> dict[Path, Store]:
+        """Other stores with test recordings of sensors that the model reads, by the file of its predictions there."""
+        channels, number = self._channels(self.subsets[0]), SPLITS_OF_STORES.index("test")
+        there = [s for s in self.settings.elsewhere if holds(s, channels)[s.index.split == number].any()]
+        return {self.file(self.subsets[0], TRAINED, f"{elsewhere.HEAD}{s.name}-{s.digest[:8]}"): s for s in there}
 
     @cached_property
     def patients(self) -> list[np.ndarray]:
@@ -128,7 +127,9 @@ class Cell:
 
     def wanted(self, subsets: list[Sensors]) -> list[Path]:
         """The files that are not there yet."""
-        files = [self.file(s, TRAINED, part) for s in subsets for part in self.parts(s)]
+        files = [self.file(s, TRAINED, split) for s in subsets for split in SPLITS]
+        unread = self.status.get("unread", {})
+        files += [file for file, store in self.elsewhere.items() if store.name not in unread]
         if self.model.kind in TABULAR:
             files += [self.file(s, REFITTED, split) for s in subsets if s.word != ALL for split in SPLITS]
         files += [self.file(subsets[0], TRAINED, "test", k) for k in range(1, self.halvings + 1)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from csfm_jax.evaluation import features, sensors, tabular
-from csfm_jax.evaluation.cell import ELSEWHERE, REFITTED, SPLITS, TRAINED, Cell, holds
+from csfm_jax.evaluation.cell import REFITTED, SPLITS, TRAINED, Cell, holds
 from csfm_jax.evaluation.sensors import Sensors
 from csfm_jax.evaluation.study_models import TREES
 from data_pipelines.errors import BadInput
@@ -24,11 +24,8 @@ def table_files(cell: Cell, subsets: list[Sensors]) -> None:
     """Predictions of probes or trees: read as fitted on all sensors, fitted again, and fitted on fewer patients."""
     if not cell.wanted(subsets):
         return
-    fit = tabular.boosted(cell.task, cell.settings.seed) if cell.model.kind == TREES else tabular.linear(cell.task)
-    stores, labels = cell.settings.stores, cell.resolved.labels
+    fit, stores, labels = _fit(cell), cell.settings.stores, cell.resolved.labels
     known = [tabular.Known.of(t, stores, labels) for t in _tables(cell, subsets, stores)]
-    others, _ = cell.parts(subsets[0]).get(ELSEWHERE, ([], ""))
-    asked = [tabular.Known.of(t, others, labels) for t in _tables(cell, subsets[: bool(others)], others, "test")]
     whole = known[0]
     if not all(len(one.labelled(0)) for one in known):
         expected = "some, with every subset of the sensors"
@@ -42,15 +39,25 @@ def table_files(cell: Cell, subsets: list[Sensors]) -> None:
                 number = len(np.unique(whole.subject[fractions[k]]))
                 cell.write(found, stores, target, labels, train_patients=number)
 
-    fitted = tabular.fitted(fit, whole, [*known, *asked])
-    for subset, pair in zip(subsets, fitted):
+    for subset, pair in zip(subsets, tabular.fitted(fit, whole, known)):
         keep(pair, subset, TRAINED)
-    for _, found in fitted[len(known) :]:
-        cell.write(found, others, cell.file(subsets[0], TRAINED, ELSEWHERE), labels)
     for subset, one in zip(subsets[1:], known[1:]):
         keep(tabular.fitted(fit, one, [one])[0], subset, REFITTED)
     for k, rows in enumerate(fractions[1:], 1):
         keep(tabular.fitted(fit, whole, [whole], rows)[0], subsets[0], TRAINED, k)
+
+
+def read_elsewhere(cell: Cell, store: Store, target: Path) -> None:
+    """Predictions for the test recordings of another store, of the model that was fitted here on all sensors."""
+    stores, labels = cell.settings.stores, cell.resolved.labels
+    (here,) = (tabular.Known.of(t, stores, labels) for t in _tables(cell, cell.subsets[:1], stores))
+    (there,) = (tabular.Known.of(t, [store], labels) for t in _tables(cell, cell.subsets[:1], [store], "test"))
+    ((_, found),) = tabular.fitted(_fit(cell), here, [there])
+    cell.write(found, [store], target, labels)
+
+
+def _fit(cell: Cell) -> tabular.Fit:
+    return tabular.boosted(cell.task, cell.settings.seed) if cell.model.kind == TREES else tabular.linear(cell.task)
 
 
 def _tables(

@@ -10,7 +10,7 @@ import jax
 
 from csfm_jax.commands import finetune
 from csfm_jax.evaluation import cell_tables, leakage, sensors
-from csfm_jax.evaluation.cell import TRAINED, Cell
+from csfm_jax.evaluation.cell import SPLITS, TRAINED, Cell
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study_models import TABULAR
@@ -48,6 +48,7 @@ def run(cell: Cell) -> None:
             leakage.check(everywhere, cell.model.provenance, cell.settings.unchecked, cell.model.word)
         make = cell_tables.table_files if cell.model.kind in TABULAR else network_files
         make(cell, there)
+        told |= {"unread": _read_elsewhere(cell)}
         cell.note(told | {"failed": None, "seconds": round(time.time() - began, 1)})
     except BadInput as error:
         cell.note(told | {"failed": str(error)})
@@ -59,24 +60,38 @@ def run(cell: Cell) -> None:
 
 def network_files(cell: Cell, subsets: list[Sensors]) -> None:
     """Predictions of a fine-tuned network, the same weights for every subset of sensors."""
-    model = FineTuned.load(_taught(cell))
+    model, stores = FineTuned.load(_taught(cell)), cell.settings.stores
     for subset in subsets:
-        _predict(cell, model, subset, cell.parts(subset))
+        for split in SPLITS:
+            _predict(cell, model, subset, stores, split, cell.file(subset, TRAINED, split))
     for k in range(1, cell.halvings + 1):
-        if not cell.file(subsets[0], TRAINED, "test", k).exists():
-            of_test = {"test": (cell.settings.stores, "test")}
-            _predict(cell, FineTuned.load(_taught(cell, k)), subsets[0], of_test, k)
+        if not (target := cell.file(subsets[0], TRAINED, "test", k)).exists():
+            _predict(cell, FineTuned.load(_taught(cell, k)), subsets[0], stores, "test", target, k)
 
 
-def _predict(cell: Cell, model: FineTuned, subset: Sensors, parts: dict, halvings: int = 0) -> None:
-    labels = model.config.adaptation.labels
+def _predict(cell, model: FineTuned, subset: Sensors, stores, split: str, target: Path, halvings: int = 0) -> None:
     # of a network that was taught elsewhere nobody knows on whom
     told = {"train_patients": len(cell.patients[halvings])} if cell.model.kind != "given" else {}
-    for part, (stores, split) in parts.items():
-        target = cell.file(subset, TRAINED, part, halvings)
-        if not target.exists():
-            found = model.predict(sensors.seen(stores, subset), split)
-            cell.write(found, stores, target, labels, **told)
+    if not target.exists():
+        found = model.predict(sensors.seen(stores, subset), split)
+        cell.write(found, stores, target, model.config.adaptation.labels, **told)
+
+
+def _read_elsewhere(cell: Cell) -> dict[str, str]:
+    """Predictions for other stores' test recordings; name of a store -> why it could not be read, which is no fault of
+    the cell's own."""
+    unread = {}
+    for target, store in cell.elsewhere.items():
+        if target.exists():
+            continue
+        try:
+            if cell.model.kind in TABULAR:
+                cell_tables.read_elsewhere(cell, store, target)
+            else:
+                _predict(cell, FineTuned.load(_taught(cell)), cell.subsets[0], [store], "test", target)
+        except BadInput as error:
+            unread[store.name] = str(error)
+    return unread
 
 
 def _taught(cell: Cell, halvings: int = 0) -> Path | str:

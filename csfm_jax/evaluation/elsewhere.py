@@ -1,4 +1,5 @@
-"""Other sources and devices: stores that a study's models are read on as they are; nothing is learned or chosen there.
+"""Other sources and devices: stores that a study's models are read on as they are; no label is learned there, nothing
+chosen. (An encoder may have been pretrained on their train recordings: the page tells.)
 
 Only their test subjects are read, as everywhere, so that it can be told that no weights have seen them.
 """

@@ -198,8 +198,6 @@ def keep_settings(settings: Settings, folder: Path, **more) -> None:
 
 def _told(settings: Settings, more: dict) -> dict:
     stores = {store.name: store.digest for store in settings.stores}
-    if settings.elsewhere:
-        more = {"elsewhere": {store.name: store.digest for store in settings.elsewhere}, **more}
     return {"stores": stores, "overrides": sorted(settings.overrides), "seed": settings.seed, **more}
 
 

@@ -18,7 +18,7 @@ from csfm_jax.evaluation import (
     task_figures,
 )
 from csfm_jax.evaluation.bootstrap import Interval, Replicates, interval
-from csfm_jax.evaluation.cell import ELSEWHERE, REFITTED, SPLITS, TRAINED
+from csfm_jax.evaluation.cell import REFITTED, SPLITS, TRAINED
 from csfm_jax.evaluation.label_curves import Curve
 from csfm_jax.evaluation.prediction_files import Read
 from csfm_jax.evaluation.sensors import ALL, Sensors
@@ -110,6 +110,11 @@ def gather(study: Study, replicates: int, seed: int) -> Results:
     for cell in study.cells:
         notes += [f"{cell.task.name}: {cell.model.word} with the sensors {word}: {why}"
                   for word, why in cell.status.get("left_out", {}).items() if word != ALL]  # fmt: skip
+        notes += [f"{cell.task.name}: {cell.model.word} on {name}: {why}"
+                  for name, why in cell.status.get("unread", {}).items()]  # fmt: skip
+        taught = {*(cell.model.provenance.get("stores") or {})} & {store.name for store in cell.settings.elsewhere}
+        notes += [f"{cell.model.word} was pretrained on train recordings of {name}" for name in sorted(taught)]
+    notes = list(dict.fromkeys(notes))  # some hold for several tasks
     return Results(study, groups, _ranks(study, groups, replicates, seed), curves, labelled, notes)
 
 
@@ -143,11 +148,11 @@ def _by_modalities(study, setup, subset, read, replicates, seed) -> Iterator[Gro
 
 def _elsewhere(study, setup, subset, read, replicates, seed) -> Iterator[Group]:
     """The test recordings of each other store, at thresholds and temperatures of the study's own."""
-    files = {cell.model.word: cell.file(subset, TRAINED, ELSEWHERE) for cell in study.of(setup.task.name)}
-    others = {word: in_order(prediction_files.read(files[word]), setup) for word in read if files[word].exists()}
+    cells = [cell for cell in study.of(setup.task.name) if cell.model.word in read]
     for store in setup.elsewhere:
-        mine = {word: test.rows(np.char.startswith(test.key, f"{store.name}/")) for word, test in others.items()}
-        some = {word: (read[word][0], test) for word, test in mine.items() if len(test.key)}
+        files = {cell.model.word: file for cell in cells for file, one in cell.elsewhere.items() if one is store}
+        others = {word: in_order(prediction_files.read(file), setup) for word, file in files.items() if file.exists()}
+        some = {word: (read[word][0], test) for word, test in others.items() if test is not None and len(test.key)}
         if some and set.intersection(*(set(test.key) for _, test in some.values())):
             yield _group(setup, subset, TRAINED, f"{elsewhere.HEAD}{store.name}", some, replicates, seed)
 

@@ -211,7 +211,7 @@ def _elsewhere(results: Results, setup: TaskSetup) -> str:
         f"{g.recordings.removeprefix(elsewhere.HEAD)} ({len(g.first.test.key):,} recordings of {g.patients:,} patients)"
         for g in groups
     ]
-    header = f"<h3>{_name(main)} on other sources, where nothing was learned or chosen</h3>"
+    header = f"<h3>{_name(main)} on other sources, where no label was learned and nothing chosen</h3>"
     return header + markup.table(["model", *counts], rows)
 
 

@@ -47,7 +47,7 @@ from data_pipelines.storage import Place
 
 _FILES_AT_ONCE = 4  # each large one goes in several parts at once besides
 _LIMIT = 3600  # seconds that processes wait for the slowest sender
-_ROOM = 1 << 20  # bytes that a disk has which is not full
+_SHARED_MEMORY = Path("/dev/shm")
 _SHARED = ".shared"  # holds a word of process 0, which the others have to find
 _LINES = ("metrics.jsonl", "validation.jsonl", "skipped.jsonl", "goodput.json")  # what a restart goes on with
 
@@ -80,7 +80,10 @@ class Workdir:
                     self._bring_lines()
                 self._until_end = entered.pop_all()
         if not storage.is_remote(self.place) and jax.process_count() > 1:
-            self._check_shared()
+            with contextlib.ExitStack() as refused:
+                refused.push(self._until_end)
+                self._check_shared()
+                refused.pop_all()
         return self
 
     def _check_shared(self) -> None:
@@ -108,11 +111,8 @@ class Workdir:
         folder = self.folder / "checkpoints"
         if not storage.is_remote(self.place):
             return Checkpoints(folder, keep=keep)
-        place, doing = (
-            storage.join(self.place, "checkpoints"),
-            {"confirm": self._confirm, "before_seal": self._send_own},
-        )
-        return RemoteCheckpoints(place, folder, keep=keep, **doing)
+        there = storage.join(self.place, "checkpoints")
+        return RemoteCheckpoints(there, folder, keep=keep, confirm=self._confirm, before_seal=self._send_own)
 
     def _confirm(self) -> None:
         if self._claim:
@@ -140,8 +140,7 @@ class Workdir:
     def __exit__(self, kind, error, trace) -> None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
             # a file that was open already: its error names none; workers hand batches over in shared memory
-            room = shutil.disk_usage(self.folder).free > _ROOM and error.errno == errno.ENOSPC
-            error.filename = "/dev/shm" if room else str(self.folder)
+            error.filename = str(_SHARED_MEMORY if _full(_SHARED_MEMORY) and not _full(self.folder) else self.folder)
         with self._until_end:
             try:
                 self._send_own()
@@ -235,6 +234,10 @@ class RemoteCheckpoints(Checkpoints):
             gone = storage.join(self.place, str(step))
             storage.delete_tree(manifest_path(gone))  # first: what is half removed is no step
             storage.delete_tree(gone)
+
+
+def _full(disk: Path) -> bool:
+    return disk.is_dir() and shutil.disk_usage(disk).free < 1 << 20
 
 
 def _part_path(step: str, process: int) -> str:

@@ -1,5 +1,5 @@
 set -euo pipefail
-sudo gcloud auth configure-docker --quiet @{registry}
+! command -v gcloud || sudo gcloud auth configure-docker --quiet @{registry}
 sudo docker pull @{image}
 train=(
   @{train}

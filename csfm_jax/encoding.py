@@ -11,6 +11,7 @@ from csfm_jax.config import Config
 from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.models import lora
 from csfm_jax.models.encoder import Encoder
+from csfm_jax.training import manifest
 from data_pipelines import preprocess
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNELS
@@ -122,7 +123,7 @@ def with_params(build, params: dict, where: str) -> nnx.Module:
 
 def _provenance(step: Place, run: dict) -> dict:
     told = {name: run.get(name) for name in ("subjects", "initial", "stores")}
-    return {"path": str(step), "step": int(run["step"]), **told}
+    return {"path": str(step), "step": int(run["step"]), "weights": manifest.digest(step), **told}
 
 
 def _flat(tree, path=()):

@@ -235,21 +235,6 @@ def test_concordance_equals_the_sum_over_all_pairs(seed, n, levels):
     assert unknown == pytest.approx(want, abs=1e-9, nan_ok=True)
 
 
-def test_outcomes_without_a_comparable_pair_are_left_out_of_the_mean():
-    rng = np.random.default_rng(1)
-    risk, time = rng.normal(size=(30, 3)), rng.integers(1, 9, (30, 3)).astype(float)
-    event = (rng.random((30, 3)) < 0.5).astype(float)
-    event[:, 1] = 0  # nobody fell ill
-    event[:4, 0] = np.nan
-    found = survival.macro_concordance(risk, time, event)
-    want = [
-        _pairs(risk[4:, 0], time[4:, 0], event[4:, 0], np.ones(26)),
-        _pairs(*(a[:, 2] for a in (risk, time, event)), np.ones(30)),
-    ]
-    assert found.value[0] == pytest.approx(np.mean(want), abs=1e-9) and found.labels.tolist() == [2]
-    assert np.isnan(found.each[0, 1])
-
-
 def test_concordance_does_not_depend_on_its_chunks(monkeypatch):
     rng = np.random.default_rng(0)
     risk, time, event = rng.normal(size=60), rng.integers(0, 20, 60), rng.random(60) < 0.5
@@ -258,18 +243,14 @@ def test_concordance_does_not_depend_on_its_chunks(monkeypatch):
     assert survival.concordance(risk, time, event) == pytest.approx(whole, abs=1e-12)
 
 
-def test_the_table_of_labels_tells_what_its_means_leave_out():
+def test_the_table_of_labels_holds_each_ones_figures():
     scores, labels, _ = _task()
     thresholds = decisions.choose_thresholds(*_task(seed=1)[:2])
     table = tables.label_table(["A", "B", "C", "D"], scores, labels, thresholds)
-    assert table["left_out"] == ["C"] and set(table["labels_in_macro"].values()) == {3}
-    first = table["labels"][0]
+    first = table[0]
     assert (first["cases"], first["positives"]) == (100, int(np.nansum(labels[:, 0])))
     assert first["auroc"] == pytest.approx(sk.roc_auc_score(labels[20:, 0], scores[20:, 0]), abs=1e-9)
-    assert table["labels"][2]["auroc"] is None and table["labels"][2]["threshold"] is None
-    each = [row["f1"] for row in table["labels"] if row["label"] != "C"]
-    assert table["macro"]["f1"] == pytest.approx(np.mean(each), abs=1e-12)
-    assert "f1" not in tables.label_table(["A", "B", "C", "D"], scores, labels)["macro"]
+    assert table[2]["auroc"] is None and table[2]["threshold"] is None
 
 
 def _models(seed, noises, n=150):
@@ -287,7 +268,7 @@ def test_ranks_over_tasks_are_sure_where_models_differ_and_not_where_they_do_not
     poor, good, also = table.mean_rank
     assert (good.point, good.low, good.high) == (1.0, 1.0, 1.0) and table.best.tolist() == [0.0, 1.0, 0.0]
     assert poor.point + also.point == 5.0 and poor.low < 2.5 < poor.high
-    assert table.to_dict()["good"]["tasks"]["task 0"]["rank"] == 1.0
+    assert table.rank[1, 0] == 1.0
     errors = [ranking.Task(t.name, t.figures, t.patients, higher_is_better=False) for t in tasks]
     assert ranking.rank_table(errors, replicates=50).mean_rank[1].point == 3.0
     again = ranking.rank_table(tasks, replicates=200)

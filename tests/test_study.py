@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
-from small_checkpoints import toy_config, write_checkpoint
+from small_checkpoints import toy_config, toy_params, write_checkpoint
 from small_stores import write_store
 from test_train import TINY
 
 from csfm_jax import cli, tasks
-from csfm_jax.evaluation import cell_tables, cells, decisions, prediction_files, sensors
+from csfm_jax.evaluation import cell_tables, cells, decisions, prediction_files, sensors, study_models, study_results
+from csfm_jax.evaluation import study as study_lib
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import INVALID, PreparedRecording
 from data_pipelines.signals import CHANNEL_ID, modality_of
@@ -162,7 +164,8 @@ def test_on_another_source_nothing_is_learned_or_chosen(finished, place):
     assert "on other sources" in page and "no test recording of mute has its labels" in page
     # what cannot be read there takes nothing away here
     told = {p.parent.name.split("-")[0]: json.loads(p.read_text()) for p in finished.glob("cells/*/*/cell.json")}
-    assert {kind for kind, of in told.items() if "still" in of["unread"]} == {"linear", "random"}
+    unread = {kind for kind, of in told.items() for name in of["unread"] if "elsewhere-still-" in name}
+    assert unread == {"linear", "random"}
     assert not any(of["failed"] for of in told.values()) and f"linear:{toy} on still: " in page
 
 
@@ -287,3 +290,114 @@ def test_a_network_that_was_taught_and_trees_of_a_continuous_task(tmp_path):
     )
     assert rows.loc[("trees", "z_error")].point < 0.3 < rows.loc[(str(taught), "z_error")].point
     assert {"mean_absolute_error", "r2"} <= {figure for _, figure in rows.index}
+
+
+def remade(place, workdir, *more):
+    """Exit code of a study of the frozen toy at workdir/../toy, all sensors."""
+    models = f"--models=linear:{workdir.parent / 'toy'},random:{place / 'toy'}"
+    given = words(place, workdir, models, "--sensors=all", *more)
+    return cli.main([word for word in given if word != "--unchecked-subjects"])
+
+
+def test_weights_made_anew_in_the_same_place_are_others(place, tmp_path, monkeypatch, capsys):
+    """Also where the study was killed before the cell was complete."""
+    study, config = tmp_path / "study", toy_config()
+    (store,) = open_stores(str(place / "stores"), "size")
+    people = (store.manifest["key"], store.people)
+    write_checkpoint(tmp_path / "toy", config, people=people)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cell_tables.tabular, "fitted", killed)
+        assert remade(place, study) == 130
+    shutil.rmtree(tmp_path / "toy")
+    write_checkpoint(tmp_path / "toy", config, people=people, params=toy_params(config, seed=6))
+    assert remade(place, study) == 1
+    assert "not made by linear:" in (out := capsys.readouterr().out) and "as it is now: another weights" in out
+    assert set(table(study).model) == {f"random:{place / 'toy'}"}
+
+
+def test_a_network_without_weights_is_that_of_its_configuration(tmp_path):
+    def identities():
+        found = study_models.parse(f"random:{tmp_path / 'tiny.py'},scratch:{tmp_path / 'tiny.py'}", [], [])
+        return [model.identity for model in found]
+
+    (tmp_path / "tiny.py").write_text(TINY)
+    before = identities()
+    assert before[0] == before[1] == identities()[0]
+    (tmp_path / "tiny.py").write_text(TINY.replace("= 8, 1, 1, 8, 16", "= 8, 2, 1, 8, 16"))
+    assert all(one != other for one, other in zip(before, identities()))
+
+
+def test_another_source_whose_people_cannot_be_told_takes_nothing_away(place, tmp_path):
+    (store,) = open_stores(str(place / "stores"), "size")
+    write_checkpoint(tmp_path / "toy", toy_config(), people=(store.manifest["key"], store.people))
+    assert remade(place, tmp_path / "study") == 0
+    assert remade(place, tmp_path / "study", f"--elsewhere={place / 'elsewhere' / 'contrary'}") == 0
+    rows = table(tmp_path / "study")
+    linear = rows[rows.model.str.startswith("linear")]
+    assert set(linear.recordings) >= {"all"} and "elsewhere/contrary" not in set(linear.recordings)
+    assert "elsewhere/contrary" in set(rows[rows.model.str.startswith("random")].recordings)
+    assert "equal subjects would not be seen" in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_stores_in_another_order_are_read_as_what_they_are(place, tmp_path):
+    (store,) = open_stores(str(place / "stores"), "size")
+    write_store(tmp_path / "b", [beating(n, ("train", "validation", "test")[n // 2 % 3], ("I", "II"), False)
+                                 for n in range(500, 548)], name="b")  # fmt: skip
+    models, a, b = f"--models=linear:{place / 'toy'}", store.path, tmp_path / "b"
+    given = words(place, tmp_path / "study", models, "--sensors=all"), words(place, tmp_path / "study", models)
+    assert cli.main([*given[0], f"--store={a},{b}"]) == 0
+    assert cli.main([*given[1], f"--store={b},{a}"]) == 0
+    (cell,) = (tmp_path / "study" / "cells" / "simulated_rhythm").glob("linear-*")
+    first, then = (
+        prediction_files.read(cell / "predictions" / f"{word}.trained.test.parquet") for word in ("all", "2")
+    )
+    rows = {key: row for key, row in zip(first.key, first.labels)}
+    assert then.key.size and all(np.array_equal(rows[key], row) for key, row in zip(then.key, then.labels))
+
+
+def test_predictions_that_are_no_numbers_fail_by_name_and_damaged_ones_take_no_task_along(
+    place, tmp_path, monkeypatch, capsys
+):
+    study, models = tmp_path / "study", f"--models=random:{place / 'toy'}"
+    tasks_of = "--tasks=simulated_rhythm,simulated_heart_rate"
+    real = cell_tables.tabular.fitted
+
+    def broken(fit, on, asked, train=None):
+        found = real(fit, on, asked, train)
+        for one in found[0] if on.labels.shape[1] == 1 else ():
+            one.values[0] = np.nan
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cell_tables.tabular, "fitted", broken)
+        assert cli.main(words(place, study, tasks_of, models, "--sensors=all")) == 1
+    assert "toy, simulated_heart_rate: found predictions of 1 of " in capsys.readouterr().out
+    assert cli.main(words(place, study, tasks_of, models, "--sensors=all")) == 0
+    (cell,) = (study / "cells" / "simulated_heart_rate").glob("random-*")
+    victim = cell / "predictions" / "all.trained.test.parquet"
+    victim.write_bytes(b"not a table")
+    assert cli.main(words(place, study, tasks_of, models, "--sensors=all")) == 1
+    assert "failed: simulated_heart_rate, its figures: " in capsys.readouterr().out
+    assert set(table(study).task) == {"simulated_rhythm"} and "What failed" in (study / "report.html").read_text()
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
+def test_labels_of_one_class_are_named_with_their_fold_and_counted(kind):
+    labels = np.zeros((40, 3))
+    labels[np.arange(40), np.arange(40) % 3] = 1
+    labels[20:, 2], labels[20:, 0] = 0, np.arange(20) % 2
+    labels[20:, 1] = 1 - labels[20:, 0]
+    names, folds_of = ("a", "b", "c"), np.repeat([1, 2], 20)
+    keys = np.array([f"s/{i}" for i in range(40)])
+    read = prediction_files.Read(names, names, {}, keys, keys, np.ones(40, int), labels, labels, folds_of)
+    task = dataclasses.replace(tasks.get("simulated_rhythm"), kind=kind)
+    setup = study_lib.TaskSetup(task, None, [], [])
+    judged = study_results.Judged(read, read, {}, {}, 0)
+    told = study_results._one_class(study_results.Group(setup, None, "trained", "all", {"trees": judged}))
+    assert told[0] == "simulated_rhythm: c has one class only among test recordings of fold 2"
+    assert "test recordings of fold 2: macro AUROC and AUPRC hold 2 of 3 labels" in told[1]
+    assert len(told) == (4 if kind == "multilabel" else 2) and not any("fold 1" in line for line in told)

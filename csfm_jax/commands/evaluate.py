@@ -116,8 +116,10 @@ def _study(args) -> int:
     print(study_results.summary(results))
     for (task, model), why in planned.failures.items():
         print(f"failed: {task}, {model}: {why}")
+    for task, why in results.broken.items():
+        print(f"failed: {task}, its figures: {why}")
     print(f"wrote {folder / 'results.parquet'} and {folder / 'report.html'}")
-    return 1 if planned.failures else 0
+    return 1 if planned.failures or results.broken else 0
 
 
 def _elsewhere(args, stores: list) -> tuple:

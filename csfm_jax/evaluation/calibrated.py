@@ -16,7 +16,7 @@ import numpy as np
 from csfm_jax.evaluation import calibration, decisions
 from csfm_jax.evaluation.predictions import Predictions
 from csfm_jax.tasks.task import Task
-from csfm_jax.training.manifest import manifest_path
+from csfm_jax.training import manifest
 from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.storage import Place
@@ -166,8 +166,7 @@ class Step:
     @classmethod
     def of(cls, step: Place) -> "Step":
         """Args: step: the step's folder, as `checkpoint.find_step` gives it."""
-        manifest = storage.read_bytes(manifest_path(step))
-        return cls(int(storage.name_of(step)), hashlib.sha256(manifest).hexdigest())
+        return cls(int(storage.name_of(step)), manifest.digest(step))
 
 
 def path_of(step: Place) -> Place:

@@ -21,6 +21,7 @@ from csfm_jax.tasks.resolve import Resolved, read_tokens
 from csfm_jax.tasks.task import Task
 from csfm_jax.training import best
 from data_pipelines.config import WindowConfig
+from data_pipelines.errors import BadInput
 from data_pipelines.store import SPLITS as SPLITS_OF_STORES
 from data_pipelines.store import Store
 from data_pipelines.windows import used_channels
@@ -129,14 +130,22 @@ class Cell:
         """The files that are not there yet."""
         files = [self.file(s, TRAINED, split) for s in subsets for split in SPLITS]
         unread = self.status.get("unread", {})
-        files += [file for file, store in self.elsewhere.items() if store.name not in unread]
+        files += [file for file in self.elsewhere if file.name not in unread]
         if self.model.kind in TABULAR:
             files += [self.file(s, REFITTED, split) for s in subsets if s.word != ALL for split in SPLITS]
         files += [self.file(subsets[0], TRAINED, "test", k) for k in range(1, self.halvings + 1)]
         return [file for file in files if not file.exists()]
 
     def write(self, found: Predictions, stores: list[Store], target: Path, labels: tuple[str, ...], **more) -> None:
-        """Writes predictions of some of the stores' recordings, with the model's identity and `more`."""
+        """Writes predictions of some of the stores' recordings, with the model's identity and `more`.
+
+        Raises:
+            BadInput: a prediction is not a number, which no figure can be made of.
+        """
+        finite = np.isfinite(found.values).all(axis=1)  # of signals, sums that may hold no window
+        if self.task.kind != "signal" and not finite.all():
+            told = f"predictions of {np.count_nonzero(~finite):,} of {len(finite):,} recordings that are no numbers"
+            raise BadInput(f"{self.model.word}, {self.task.name}", told, "numbers", "train it with a lower rate")
         told = {"task": self.task.name, "model": self.model.word, **self.model.identity, **more}
         prediction_files.write(found, self.task.outputs(labels), labels, told, stores, target)
 

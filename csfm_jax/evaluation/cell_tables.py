@@ -87,7 +87,8 @@ def _features_file(cell: Cell, subset: Sensors, stores: list[Store], split: str 
     read = [task.begin, task.end] if cell.model.kind == TREES else dataclasses.asdict(cell.window)
     decides = [cell.model.identity, sorted(subset.channels), read]
     decides += [] if task.cut is None else [dataclasses.asdict(task.cut)]
-    decides += [split, [store.digest for store in stores]] if split else []  # the study's own stores do not change
+    # a table counts stores, so that their order decides, too; folds of one store share its table
+    decides += [split, [[store.name, store.manifest["digest"]] for store in stores]]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return cell.settings.features / cell.model.folder / f"{subset.file}-{digest}.npz"
 
@@ -106,6 +107,8 @@ def _classical(cell: Cell, stores: list[ChannelsOf]) -> tabular.Table:
     task = cell.task
     seconds = task.end - task.begin if task.end else _MEASURED_SECONDS
     found = feature_table(stores, cell.settings.workers, seconds, task.begin)
+    for group, number in sorted(found.failures.items()):
+        print(f"  {group}: could not be measured on {number:,} of {len(found.values):,} recordings", flush=True)
     held = [holds(store, store.channels) for store in stores]
     rows = np.flatnonzero(np.concatenate(held))
     return tabular.Table(found.store[rows], found.recording[rows], np.ones(len(rows), np.int64), found.values[rows])

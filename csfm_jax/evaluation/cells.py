@@ -30,10 +30,9 @@ def run(cell: Cell) -> None:
         BadInput: predictions of other weights than the model's are there. Stopped: see there.
     """
     identity, before = cell.model.identity, cell.status
-    if before and before["weights"] != identity:
-        found = f"predictions of other weights of {cell.model.word} (step {before['weights'].get('step')})"
-        expected = f"those of step {identity.get('step')}"
-        raise BadInput(str(cell.folder), found, expected, "remove the folder, or choose another --workdir")
+    if before and (differing := [name for name in identity if before["weights"].get(name) != identity[name]]):
+        found = f"predictions that were not made by {cell.model.word} as it is now: another {', '.join(differing)}"
+        raise BadInput(str(cell.folder), found, "its own", "remove the folder, or choose another --workdir")
     left_out = {s.word: why for s in cell.subsets if (why := cell.missing(s))}
     there = [s for s in cell.subsets if s.word not in left_out]
     began, told = time.time(), {"weights": identity, "left_out": left_out}
@@ -42,10 +41,10 @@ def run(cell: Cell) -> None:
         return
     if before and before["failed"] is None and not cell.wanted(there):
         return
+    cell.note(told | {"failed": "not finished"})  # from here on, what lies there is of these weights
     try:
         if cell.model.provenance:
-            everywhere = [*cell.settings.stores, *cell.settings.elsewhere]
-            leakage.check(everywhere, cell.model.provenance, cell.settings.unchecked, cell.model.word)
+            leakage.check(cell.settings.stores, cell.model.provenance, cell.settings.unchecked, cell.model.word)
         make = cell_tables.table_files if cell.model.kind in TABULAR else network_files
         make(cell, there)
         told |= {"unread": _read_elsewhere(cell)}
@@ -78,19 +77,21 @@ def _predict(cell, model: FineTuned, subset: Sensors, stores, split: str, target
 
 
 def _read_elsewhere(cell: Cell) -> dict[str, str]:
-    """Predictions for other stores' test recordings; name of a store -> why it could not be read, which is no fault of
-    the cell's own."""
+    """Predictions for other stores' test recordings; name of a file -> why the store could not be read, which is no
+    fault of the cell's own."""
     unread = {}
     for target, store in cell.elsewhere.items():
         if target.exists():
             continue
         try:
+            if cell.model.provenance:
+                leakage.check([store], cell.model.provenance, cell.settings.unchecked, cell.model.word)
             if cell.model.kind in TABULAR:
                 cell_tables.read_elsewhere(cell, store, target)
             else:
                 _predict(cell, FineTuned.load(_taught(cell)), cell.subsets[0], [store], "test", target)
         except BadInput as error:
-            unread[store.name] = str(error)
+            unread[target.name] = str(error)
     return unread
 
 

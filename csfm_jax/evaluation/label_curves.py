@@ -39,9 +39,9 @@ def curves(study: Study, setup: TaskSetup, replicates: int, seed: int) -> dict[s
         if complete and cell.halvings and all(file.exists() for file in wanted):
             files[cell.model.word] = wanted
     read = {word: [in_order(prediction_files.read(file), setup) for file in them] for word, them in files.items()}
-    if not read or setup.task.kind == "survival":
+    common = set.intersection(*(set(one.key) for them in read.values() for one in them)) if read else set()
+    if not common:
         return {}
-    common = set.intersection(*(set(one.key) for them in read.values() for one in them))
     aligned = {word: [one.rows(np.array([i for i in np.argsort(one.key) if one.key[i] in common], int)) for one in them]
                for word, them in read.items()}  # fmt: skip
     subjects = next(iter(aligned.values()))[0].subject

@@ -44,19 +44,6 @@ class RankTable:
     mean_rank: tuple[Interval, ...]
     best: np.ndarray
 
-    def to_dict(self) -> dict:
-        return {
-            model: {
-                "mean_rank": self.mean_rank[i].to_dict(),
-                "best": float(self.best[i]),
-                "tasks": {
-                    task: {"figure": float(self.figure[i, j]), "rank": float(self.rank[i, j])}
-                    for j, task in enumerate(self.tasks)
-                },
-            }
-            for i, model in enumerate(self.models)
-        }
-
 
 def rank_table(tasks: Sequence[Task], replicates: int = 1000, seed: int = 0, confidence: float = 0.95) -> RankTable:
     """Ranks models in every task and averages, on the cases and on every draw of patients.

@@ -220,12 +220,17 @@ def run(study: Study) -> None:
 
 
 def alike(study: Study) -> dict[str, np.ndarray]:
-    """task -> linear CKA [layers of the first, layers of the second] on test windows, where both cells are complete."""
+    """task -> linear CKA [layers of the first, layers of the second] on test windows, where both cells are complete and
+    their weights still there."""
     found: dict[str, np.ndarray] = {}
     for setup in study.tasks if study.pair else ():
         both = [cell for word in study.pair for cell in study.of(setup.task.name) if cell.model.word == word]
         if len(both) == 2 and not any(cell.status["failed"] for cell in both):
             stores = sensors.seen(both[0].settings.stores, setup.subsets[0])
-            values = layers.compare(*(cell.network() for cell in both), stores, both[0].window)
+            try:
+                values = layers.compare(*(cell.network() for cell in both), stores, both[0].window)
+            except BadInput as error:
+                print(f"{setup.task.name}: no layers are compared: {error}", flush=True)
+                continue
             found |= {} if values is None else {setup.task.name: values}
     return found

@@ -1,6 +1,7 @@
 """The models of a study by short words: which weights, which part of them is taught, from which baseline."""
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ PROBED = ("linear", "random")
 BASELINES = ("benchmark_s4", "benchmark_net1d")
 TREES = "trees"
 TABULAR = (*PROBED, TREES)  # fitted on a table of features
+_WHICH = ("path", "step", "weights", "sha256")  # of a provenance: which weights
 _DECIDED = ("adaptation.trainable", "adaptation.head", "adaptation.task")  # by --models and --tasks
 # fields -> the kinds of models that read them; overrides of the others go to all
 _READ_BY = {
@@ -65,8 +67,13 @@ class Model:
 
     @property
     def identity(self) -> dict:
-        """What its predictions depend on, beside the study's settings; plain values."""
-        return {name: self.provenance[name] for name in ("path", "step", "sha256") if name in self.provenance}
+        """What its predictions depend on, beside the study's settings; plain values. Of weights their digest: a run
+        that was made anew in the same place is another one; of a network without weights that of its configuration."""
+        told = {name: self.provenance[name] for name in _WHICH if name in self.provenance}
+        if self.config is not None and not self.provenance:
+            words = json.dumps(self.config.to_dict(), sort_keys=True)
+            told["config"] = hashlib.sha256(words.encode()).hexdigest()
+        return told
 
     def fine_tuning(self, overrides: list[str]) -> list[str]:
         """The overrides of its `csfm finetune`: the word's, then those of the study."""

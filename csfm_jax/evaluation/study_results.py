@@ -24,11 +24,13 @@ from csfm_jax.evaluation.prediction_files import Read
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study import Study, TaskSetup
 from csfm_jax.evaluation.study_reads import figures, in_order, main_figure
+from data_pipelines.errors import BadInput
 
 COLUMNS = (
     "task", "model", "sensors", "reading", "recordings", "fraction", "against", "figure", "label", "point", "low",
-    "high", "cases", "patients",
+    "high", "empirical_low", "empirical_high", "cases", "patients",
 )  # fmt: skip
+_VALUES = ("point", "low", "high", "empirical_low", "empirical_high")  # of an `Interval`
 EVERY, COMPLETE, MISSING = "all", "complete", "missing"  # of the modalities that a task reads
 
 
@@ -77,14 +79,15 @@ class Group:
 @dataclass(frozen=True)
 class Results:
     """Attributes: study. groups. ranks, or None with fewer than two models. curves: task -> model -> `Curve`. tables:
-    (task, model) -> `tables.label_table`. notes: lines on what was left out."""
+    (task, model) -> `tables.label_table`. notes: lines on what was left out. broken: task -> why it has no figures."""
 
     study: Study
     groups: list[Group]
     ranks: ranking.RankTable | None
     curves: dict[str, dict[str, Curve]]
-    tables: dict[tuple[str, str], dict]
+    tables: dict[tuple[str, str], list[dict]]
     notes: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
 
     def of(self, task: str, subset: str = ALL, reading: str = TRAINED, recordings: str = EVERY) -> Group | None:
         found = [g for g in self.groups if (g.setup.task.name, g.subset.word, g.reading, g.recordings)
@@ -95,27 +98,32 @@ class Results:
 def gather(study: Study, replicates: int, seed: int) -> Results:
     """Reads every prediction of a study; replicates, seed: of the bootstrap over test patients."""
     notes: list[str] = []
-    groups, curves, labelled = [], {}, {}
+    groups, curves, labelled, broken = [], {}, {}, {}
     for setup in study.tasks:
         notes += [f"{setup.task.name}: {label} is left out: {why}" for label, why in setup.resolved.left_out.items()]
         notes += [f"{setup.task.name}: no recording has the sensors {word}" for word in setup.absent]
         notes += [f"{setup.task.name}: no test recording of {name} has its labels" for name in setup.unlabelled]
-        mine = list(_groups(study, setup, replicates, seed, notes))
+        try:
+            mine = list(_groups(study, setup, replicates, seed, notes))
+            curves[setup.task.name] = label_curves.curves(study, setup, replicates, seed)
+        except BadInput as error:  # a damaged file of predictions, say: the other tasks have figures
+            broken[setup.task.name] = str(error)
+            continue
         groups += mine
-        tabled = mine and setup.task.kind == "multilabel" and not study.folds  # thresholds are of one network
-        for word, judged in mine[0].models.items() if tabled else ():
-            labelled[setup.task.name, word] = _label_table(judged)
-        curves[setup.task.name] = label_curves.curves(study, setup, replicates, seed)
-    notes += _label_notes(labelled)
+        for whole in (group for group in mine if (group.subset.word, group.recordings) == (ALL, EVERY)):
+            notes += _one_class(whole)
+            if setup.task.kind == "multilabel" and not study.folds:  # thresholds are of one network
+                labelled |= {(setup.task.name, word): _label_table(judged) for word, judged in whole.models.items()}
     for cell in study.cells:
         notes += [f"{cell.task.name}: {cell.model.word} with the sensors {word}: {why}"
                   for word, why in cell.status.get("left_out", {}).items() if word != ALL]  # fmt: skip
-        notes += [f"{cell.task.name}: {cell.model.word} on {name}: {why}"
-                  for name, why in cell.status.get("unread", {}).items()]  # fmt: skip
+        unread = cell.status.get("unread", {})
+        notes += [f"{cell.task.name}: {cell.model.word} on {store.name}: {unread[file.name]}"
+                  for file, store in cell.elsewhere.items() if file.name in unread]  # fmt: skip
         taught = {*(cell.model.provenance.get("stores") or {})} & {store.name for store in cell.settings.elsewhere}
         notes += [f"{cell.model.word} was pretrained on train recordings of {name}" for name in sorted(taught)]
     notes = list(dict.fromkeys(notes))  # some hold for several tasks
-    return Results(study, groups, _ranks(study, groups, replicates, seed), curves, labelled, notes)
+    return Results(study, groups, _ranks(study, groups, replicates, seed), curves, labelled, notes, broken)
 
 
 def _groups(study: Study, setup: TaskSetup, replicates: int, seed: int, notes: list[str]) -> Iterator[Group]:
@@ -195,22 +203,30 @@ def _minus(one: Replicates, other: Replicates) -> Interval:
     return interval(float(one.point[0] - other.point[0]), one.drawn[0] - other.drawn[0])
 
 
-def _label_table(judged: Judged) -> dict:
+def _label_table(judged: Judged) -> list[dict]:
     thresholds = decisions.choose_thresholds(judged.validation.values, judged.validation.labels)
     test = judged.test
     return tables.label_table(test.outputs, test.values, test.labels, thresholds)
 
 
-def _label_notes(labelled: dict) -> list[str]:
-    lines = {}
-    for (task, _), table in labelled.items():
-        for label in table["left_out"]:
-            lines[f"{task}: {label} has one class only among test recordings: no macro mean holds it"] = None
-        for row in table["labels"]:
-            if row["threshold"] is None:
-                told = "one class only among validation recordings: no threshold, no F1"
-                lines[f"{task}: {row['label']} has {told}"] = None
-    return list(lines)
+def _one_class(group: Group) -> list[str]:
+    """Labels that some macro mean leaves out, each with where, and how many it holds."""
+    task, lines = group.setup.task, []
+    if task.kind not in ("multilabel", "multiclass"):
+        return lines
+    # exclusive classes have no thresholds
+    reads = {"test": group.first.test} | ({"validation": group.first.validation} if task.kind == "multilabel" else {})
+    for split, read in reads.items():
+        for fold in np.unique(read.fold):
+            where = f"{split} recordings" + (f" of fold {fold}" if fold else "")
+            labels = task_figures.exclusive_or_any(task, read.labels[read.fold == fold])
+            both = (labels > 0.5).any(axis=0) & (labels <= 0.5).any(axis=0)
+            alone = [name for name, has in zip(read.labels_of, both) if not has]
+            lines += [f"{task.name}: {name} has one class only among {where}" for name in alone]
+            if alone:
+                without = "AUROC and AUPRC" if split == "test" else "F1 at thresholds, which these choose,"
+                lines.append(f"{task.name}, {where}: macro {without} hold {both.sum()} of {len(both)} labels")
+    return lines
 
 
 def _ranks(study: Study, groups: list[Group], replicates: int, seed: int) -> ranking.RankTable | None:
@@ -250,17 +266,20 @@ def rows(results: Results) -> list[tuple]:
             for against, named in (("", judged.figures), (next(iter(group.models)), judged.differences)):
                 for name, value in named.items():
                     figure, _, label = name.partition("/")
-                    found.append((at[0], word, *at[1:], 1.0, against, figure, label, value.point, value.low, value.high,
-                                  cases, patients))  # fmt: skip
+                    found.append((at[0], word, *at[1:], 1.0, against, figure, label, *values(value), cases, patients))
     for task, curves in results.curves.items():
         group = results.of(task)
         for word, curve in curves.items():
             for k in range(1, len(curve.sizes)):
                 value = interval(float(curve.errors.point[k]), curve.errors.drawn[k])
-                figures = "error", "", value.point, value.low, value.high
                 counts = len(group.first.test.key), group.patients
-                found.append((task, word, ALL, TRAINED, EVERY, 0.5**k, "", *figures, *counts))
+                found.append((task, word, ALL, TRAINED, EVERY, 0.5**k, "", "error", "", *values(value), *counts))
     return found
+
+
+def values(interval: Interval) -> tuple[float, ...]:
+    """What the long table holds of a figure."""
+    return tuple(getattr(interval, name) for name in _VALUES)
 
 
 def write(results: Results, target: Path) -> None:
@@ -273,7 +292,7 @@ def write_rows(every: list[tuple], target: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = dict.fromkeys(COLUMNS, pa.string()) | dict.fromkeys(("fraction", "point", "low", "high"), pa.float64())
+    kinds = dict.fromkeys(COLUMNS, pa.string()) | dict.fromkeys(("fraction", *_VALUES), pa.float64())
     kinds |= dict.fromkeys(("cases", "patients"), pa.int64())
     arrays = [pa.array([row[i] for row in every], kinds[name]) for i, name in enumerate(COLUMNS)]
     partial = target.with_name(f".{target.name}.partial")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from csfm_jax.evaluation.metrics import Macro, case_columns, mean_over_labels
+from csfm_jax.evaluation.metrics import case_columns
 
 _CELLS = 8_000_000  # pairs held at once
 
@@ -40,15 +40,3 @@ def concordance(risk: np.ndarray, time: np.ndarray, event: np.ndarray, weights: 
         pairs += np.einsum("er,er->r", own, later.astype(columns.dtype) @ columns)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(pairs > 0, won / pairs, np.nan)
-
-
-def macro_concordance(
-    risk: np.ndarray, time: np.ndarray, event: np.ndarray, weights: np.ndarray | None = None
-) -> Macro:
-    """Harrell's C of each of K outcomes and its mean; outcomes without a comparable pair are left out, and counted.
-
-    Args:
-        risk, time, event: [n, K] each. weights: as in `concordance`.
-    """
-    each = [concordance(risk[:, k], time[:, k], event[:, k], weights) for k in range(risk.shape[1])]
-    return mean_over_labels(np.stack(each, axis=1))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csfm_jax.evaluation import study_results
 from csfm_jax.evaluation.bootstrap import Interval
 from csfm_jax.evaluation.invariance import BETWEEN, Line
 from csfm_jax.evaluation.moved import Chosen
@@ -37,8 +38,8 @@ def rows(lines: dict[str, list[Line]]) -> list[tuple]:
         for line in mine:
             for against, figures in (("", line.figures), (first, line.differences)):
                 for name, value in figures.items():
-                    found.append((_TASK, word, "all", "trained", "all", 1.0, against, name, line.name, value.point,
-                                  value.low, value.high, line.cases, line.patients))  # fmt: skip
+                    at = _TASK, word, "all", "trained", "all", 1.0, against, name, line.name
+                    found.append((*at, *study_results.values(value), line.cases, line.patients))
     return found
 
 

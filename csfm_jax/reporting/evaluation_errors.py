@@ -8,6 +8,7 @@ from csfm_jax.evaluation.fine_tuned import FineTuned, window_starts
 from csfm_jax.evaluation.study_models import FINE_TUNED
 from csfm_jax.evaluation.study_results import Group, Judged
 from csfm_jax.reporting import markup
+from data_pipelines.errors import BadInput
 from data_pipelines.signals import modality_of
 from data_pipelines.store import Store
 
@@ -33,7 +34,10 @@ def section(group: Group, stores: list[Store], cells: list[Cell]) -> str:
     for word in words:
         model = None
         if network is not None and word == network.model.word:
-            model = FineTuned.load(network.place, calibration=False).merged()
+            try:
+                model = FineTuned.load(network.place, calibration=False).merged()
+            except BadInput as error:  # its predictions are kept, its weights were removed
+                parts.append(f"<p>{markup.text(f'Nothing is shaded for {word}: {error}')}</p>")
         parts.append(_of_model(word, group, stores, model))
     return "".join(parts)
 

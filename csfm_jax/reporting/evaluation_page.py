@@ -80,6 +80,7 @@ def _ranks(results: Results) -> str:
 
 def _left_out(results: Results) -> str:
     failed = [[task, model, why] for (task, model), why in results.study.failures.items()]
+    failed += [[task, "all", why] for task, why in results.broken.items()]
     parts = []
     if failed:
         parts.append(f"<h2>What failed</h2>{markup.table(['task', 'model', 'reason'], failed)}")
@@ -220,7 +221,8 @@ def _efficiency(results: Results, setup: TaskSetup) -> str:
     if not curves:
         return ""
     series = {word: (curve.sizes, curve.errors.point) for word, curve in curves.items()}
-    error = "z-normalised MAE" if setup.task.kind == "regression" else "1 - AUROC"
+    main = task_figures.MAIN[setup.task.kind]
+    error = _name(main) if main in task_figures.LOWER_IS_BETTER else f"1 - {_name(main)}"
     drawn = charts.curves(series, ("labelled train patients", error), logarithmic=True)
     rows = [[word, _interval(curve.ratio.ratio)] for word, curve in curves.items() if curve.ratio]
     against = next(iter(curves.values())).against
@@ -232,10 +234,10 @@ def _labels(results: Results, setup: TaskSetup) -> str:
     parts = []
     for model in results.study.models:
         table = results.tables.get((setup.task.name, model.word))
-        if table is None or len(table["labels"]) < 2:
+        if table is None or len(table) < 2:
             continue
-        names = list(table["labels"][0])
-        rows = [["" if row[name] is None else row[name] for name in names] for row in table["labels"]]
+        names = list(table[0])
+        rows = [["" if row[name] is None else row[name] for name in names] for row in table]
         body = markup.table([name.replace("_", " ") for name in names], rows)
         parts.append(f"<details><summary>{markup.text(model.word)}</summary>{body}</details>")
     told = '<p class="soft">Thresholds have the best F1 of validation recordings.</p>'

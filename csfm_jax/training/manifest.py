@@ -44,6 +44,11 @@ def manifest_path(step: Place) -> Place:
     return storage.join(storage.parent(step), f"{storage.name_of(step)}.manifest.json")
 
 
+def digest(step: Place) -> str:
+    """SHA-256 of a finished step's manifest: which weights these are, whatever their path and number."""
+    return hashlib.sha256(storage.read_bytes(manifest_path(step))).hexdigest()
+
+
 def manifest_text(step: Place, files: dict) -> str:
     """The manifest of a step; `files`: name -> {"size", "sha256"}."""
     return json.dumps({"format": 1, "step": int(storage.name_of(step)), "files": files}, indent=1)

@@ -1,8 +1,8 @@
 """Teaches a pretrained encoder a task: the loop, checkpoints and resume of `csfm train` with labels.
 
 csfm finetune --checkpoint=runs/base --task=ptbxl_superclass --workdir=DIR --store=stores/ptbxl
-              [--recipe=csfm_published|benchmark_finetuned|benchmark_frozen|benchmark_linear|FILE.py]
-              [--config.adaptation.trainable=head|lora|all] [--config.adaptation.head=linear|attention|average|mixture]
+              [--recipe=NAME|FILE.py] [--config.adaptation.trainable=head|lora|all]
+              [--config.adaptation.head=linear|attention|average|mixture]
 
 Train subjects alone are learned from; validation subjects give the held-out loss and figures (validation.jsonl).
 --recipe names how somebody fine-tunes (configs/recipes): it sets fields of adaptation, data, optimizer and training;
@@ -59,7 +59,9 @@ def run(args) -> int:
     if scratch == (args.config is None):
         found = f"--checkpoint={args.checkpoint} {'without' if scratch else 'with'} --config"
         expected = "--config with --checkpoint=random alone: a checkpoint brings its own"
-        raise BadInput("--config", found, expected, "add it" if scratch else "leave it out")
+        raise BadInput(
+            "--config", found, expected, "add it" if scratch else "leave it out; --recipe says how it is taught"
+        )
     workdir = place(args.workdir)
     base = configs.load(args.config) if scratch else None  # before JAX starts: a typo is answered at once
     words = recipes.read(args.recipe) if args.recipe else ()

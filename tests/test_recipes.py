@@ -37,8 +37,8 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """68 labelled train recordings of 10 s, two without a label, and some of the other splits."""
-    splits = ["train"] * 70 + ["validation", "test"] * 4
+    """63 labelled train recordings of 10 s, two without a label, and some of the other splits."""
+    splits = ["train"] * 65 + ["validation", "test"] * 4
     made = []
     for i, split in enumerate(splits):
         labels = {"rhythm/irregular": float(i % 2), "rate/fast": float(i % 3 == 0)} if i not in (5, 6) else {}
@@ -72,18 +72,18 @@ BENCHMARK = {
     ),
     "crop": (2.5, 1, 64, 1),
     "length": TrainingConfig(
-        steps=200, epochs=100, log_every=10, eval_every=2, save_every=100, keep_best="first"
+        steps=100, epochs=100, log_every=10, eval_every=1, save_every=100, keep_best="first"
     ),
 }  # fmt: skip
 EXPECTED = {
     "csfm_published": {
         "adaptation": {"loss": "asymmetric", "layer_decay": 0.75},
         "optimizer": OptimizerConfig(
-            learning_rate=1e-4, decay="linear", final_fraction=0.0, warmup_steps=10, beta2=0.999, weight_decay=0.05
+            learning_rate=1e-4, decay="linear", final_fraction=0.0, warmup_steps=8, beta2=0.999, weight_decay=0.05
         ),
         "crop": (10.0, 1, 16, 1),
         "length": TrainingConfig(
-            steps=100, epochs=20, log_every=10, eval_every=5, save_every=100, keep_best="macro_f1"
+            steps=80, epochs=20, log_every=10, eval_every=4, save_every=100, keep_best="macro_f1"
         ),
     },
     "benchmark_finetuned": BENCHMARK | {"adaptation": {"rates": "groups", "layer_decay": 0.1}},
@@ -140,10 +140,10 @@ def test_the_command_line_beats_a_recipe(store):
     by_steps = of_store(made("csfm_published", "--config.training.steps=30"), store)
     assert (by_steps.training.epochs, by_steps.training.steps, by_steps.optimizer.warmup_steps) == (0, 30, 3)
     by_epochs = of_store(made("csfm_published", "--config.training.epochs=3", "--config.training.eval_every=7"), store)
-    assert (by_epochs.training.steps, by_epochs.training.eval_every) == (15, 7)
+    assert (by_epochs.training.steps, by_epochs.training.eval_every) == (12, 7)
     assert of_store(made("csfm_published", "--config.optimizer.warmup_steps=4"), store).optimizer.warmup_steps == 4
     half = of_store(made("csfm_published", "--config.adaptation.halvings=1"), store)
-    assert half.training.steps == 100  # with fewer labels a model is taught for as long
+    assert half.training.steps == 80  # with fewer labels a model is taught for as long
 
 
 def test_rates_that_fall_with_depth_are_those_of_a_whole_pretrained_encoder():

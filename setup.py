@@ -70,6 +70,7 @@ setup(
     packages=[
         *find_packages(include=["csfm_jax", "csfm_jax.*", "data_pipelines", "data_pipelines.*"]),
         "csfm_jax._configs",
+        "csfm_jax._configs.recipes",
         "csfm_jax._launch",
     ],
     package_dir={"csfm_jax._configs": "configs", "csfm_jax._launch": "launch"},

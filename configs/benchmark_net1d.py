@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.objective.name = "supervised"
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.final_fraction, config.optimizer.warmup_steps = 1.0, 0
+    config.optimizer.decay, config.optimizer.warmup_steps = "constant", 0
     config.optimizer.beta2, config.optimizer.weight_decay = 0.999, 1e-3
     # 100 epochs of one crop of each of 17,418 recordings
     config.training.steps = 27_200

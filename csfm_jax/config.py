@@ -39,15 +39,18 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Linear warm-up and cosine decay. No weight decay on vectors, embeddings and CLS.
+    """Linear warm-up, then decay. No weight decay on vectors, embeddings and CLS.
 
     Attributes:
         name: "adamw", or "muon" for the kernels of the blocks (AdamW for all else); rates and decay mean the same.
+        decay: how the rate falls after the warm-up: half a "cosine" or "linear", down to final_fraction of it at the
+            last step; "constant" stays.
         beta1, beta2: AdamW's; Muon's momentum is 0.95.
     """
 
     name: str = "adamw"
     learning_rate: float = 3e-4
+    decay: str = "cosine"
     final_fraction: float = 0.05
     warmup_steps: int = 2000
     beta1: float = 0.9
@@ -62,6 +65,8 @@ class TrainingConfig:
 
     Attributes:
         steps: optimizer steps in all. seed: of initialisation and dropout.
+        epochs: of a fine-tuning, in place of steps: passes over its train recordings, which `csfm finetune` turns into
+            steps; measured after each of them unless eval_every is given. 0: steps says how long.
         log_every, eval_every, save_every: in steps. eval_batches: validation batches for each kind of mask.
         keep_checkpoints: how many of the latest steps stay on disk.
         bad_steps: so many skipped steps in a row stop the run: not finite, or spikes.
@@ -76,6 +81,7 @@ class TrainingConfig:
     """
 
     steps: int = 100_000
+    epochs: int = 0
     seed: int = 0
     log_every: int = 50
     eval_every: int = 2000
@@ -189,26 +195,30 @@ def _cast(value, kind, where):
 
 def find(name_or_path: str) -> Path:
     """Resolves `--config`: a path to a .py file, or the name of a shipped config ("csfm_base")."""
-    shipped = shipped_configs()
+    return find_among(shipped_configs(), name_or_path, "config")
+
+
+def find_among(shipped: dict[str, Path], name_or_path: str, kind: str) -> Path:
+    """A path to a .py file, or the name of a shipped one. kind: of file, which is also the option's name."""
     path = Path(name_or_path)
     if path.suffix == ".py" and path.is_file():
         return path
     if path.stem in shipped:
         return shipped[path.stem]
     raise BadInput(
-        f"--config={name_or_path}",
-        "no such file or shipped config",
+        f"--{kind}={name_or_path}",
+        f"no such file or shipped {kind}",
         "a path to a .py file or one of " + ", ".join(sorted(shipped)),
         "correct the path",
     )
 
 
-def shipped_configs() -> dict[str, Path]:
-    """Name -> file of every config that came with the package."""
+def shipped_configs(folder: str = ".") -> dict[str, Path]:
+    """Name -> file of every config that came with the package. folder: among them, such as "recipes"."""
     here = Path(__file__).parent
-    for folder in (here / "_configs", here.parent / "configs"):  # in a wheel; in a source tree
-        if folder.is_dir():
-            return {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"}
+    for root in (here / "_configs", here.parent / "configs"):  # in a wheel; in a source tree
+        if root.is_dir():
+            return {p.stem: p for p in sorted((root / folder).glob("*.py")) if p.stem != "__init__"}
     return {}
 
 
@@ -248,21 +258,31 @@ def _overridden(make, overrides: list[str], name: str) -> Config:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
         values(words)
         raw = values.config.to_dict()
-    except Exception as error:  # a config file is a program, and fails in any way that programs do
-        raise BadInput(
-            f"--config={name}",
-            f"{type(error).__name__}: {' '.join(str(error).split())}",
-            "a config file that runs, known fields, values of their types",
-            "see the shipped configs, and the dataclasses in csfm_jax/config.py and data_pipelines/config.py",
-        ) from error
+    except Exception as error:
+        raise unusable(f"--config={name}", "config", error) from error
     for word in added:
         _add_key(raw, word)
     return from_dict(raw)
 
 
+def unusable(where: str, kind: str, error: Exception) -> BadInput:
+    """What is said of a config file that fails: it is a program, and does so in any way that programs do."""
+    return BadInput(
+        where,
+        f"{type(error).__name__}: {' '.join(str(error).split())}",
+        f"a {kind} file that runs, known fields, values of their types",
+        f"see the shipped {kind}s, and the dataclasses in csfm_jax/config.py and data_pipelines/config.py",
+    )
+
+
+def field_of(word: str) -> str:
+    """The field of a word: x.y of `--config.x.y=value`."""
+    return word.partition("=")[0].removeprefix("--config.")
+
+
 def _check_known(word: str) -> None:
     where, kind = "config", Config
-    for name in word.partition("=")[0].removeprefix("--config.").split("."):
+    for name in field_of(word).split("."):
         if dataclasses.is_dataclass(kind):
             fields = {f.name: f for f in dataclasses.fields(kind)}
             if name not in fields:
@@ -271,7 +291,7 @@ def _check_known(word: str) -> None:
 
 
 def _adds_key(word: str) -> bool:
-    return word.removeprefix("--config.").partition("=")[0].rpartition(".")[0] in _OPEN
+    return field_of(word).rpartition(".")[0] in _OPEN
 
 
 def _add_key(raw: dict, word: str) -> None:

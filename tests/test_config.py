@@ -63,10 +63,14 @@ def test_a_run_from_before_a_field_came_goes_on_with_its_default():
     now = {"config": Config().to_dict(), "preprocessing": {}, "channels": [], "tokenizer": None, "subjects": {}}
     earlier = {name: dict(part) for name, part in now["config"].items()}
     del earlier["training"]["ema"], earlier["optimizer"]["name"]
+    del earlier["training"]["epochs"], earlier["optimizer"]["decay"]
     record.check_resumable(now | {"config": earlier}, now, "run")
     muon = dataclasses.replace(Config(), optimizer=dataclasses.replace(Config().optimizer, name="muon"))
     with pytest.raises(BadInput, match=r"config.optimizer.name = muon \(was adamw\)"):
         record.check_resumable(now | {"config": earlier}, now | {"config": muon.to_dict()}, "run")
+    linear = dataclasses.replace(Config(), optimizer=dataclasses.replace(Config().optimizer, decay="linear"))
+    with pytest.raises(BadInput, match=r"config.optimizer.decay = linear \(was cosine\)"):
+        record.check_resumable(now | {"config": earlier}, now | {"config": linear.to_dict()}, "run")
 
 
 def test_overrides_may_add_keys_to_open_mappings():

@@ -23,6 +23,33 @@ def test_the_rate_warms_up_peaks_and_ends_where_it_should():
     assert rates[55] == pytest.approx(0.55)  # half way down the cosine
 
 
+# after so large a part x of the steps that follow the warm-up, the rate as a part of its peak; down to a fifth of it
+CLOSED = {
+    "cosine": lambda x: 0.2 + 0.8 * (1 + np.cos(np.pi * x)) / 2,
+    "linear": lambda x: 1 - 0.8 * x,
+    "constant": np.ones_like,
+}
+
+
+@pytest.mark.parametrize("decay", CLOSED)
+@pytest.mark.parametrize("warmup", [0, 1, 10])
+def test_each_decay_is_its_closed_form(decay, warmup):
+    config = OptimizerConfig(learning_rate=3e-3, decay=decay, final_fraction=0.2, warmup_steps=warmup)
+    rate, steps = learning_rate(config, 50), np.arange(51)
+    rising = (1 + steps * (warmup - 1) / max(warmup, 1)) / max(warmup, 1)
+    falling = CLOSED[decay](np.clip(steps - warmup, 0, None) / (50 - warmup))
+    expected = 3e-3 * np.where(steps < warmup, rising, falling)
+    np.testing.assert_allclose(jax.vmap(rate)(steps), expected, rtol=1e-5)
+    assert float(rate(60)) == pytest.approx(expected[-1])
+
+
+def test_an_unknown_decay_is_refused_by_name():
+    with pytest.raises(
+        BadInput, match=r"config.optimizer.decay: found 'liner'; expected one of cosine, linear, .* linear"
+    ):
+        learning_rate(OptimizerConfig(decay="liner", warmup_steps=0), 10)
+
+
 def test_a_run_without_warm_up_begins_at_the_peak():
     assert float(learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=0), 10)(0)) == 1.0
 

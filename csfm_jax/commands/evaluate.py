@@ -4,7 +4,7 @@ csfm evaluate --tasks=A,B --models=linear:RUN,finetuned:RUN,trees --store=STORES
 teaches every model every task on train subjects, keeps predictions of validation and test subjects in DIR, and writes
 DIR/results.parquet and DIR/report.html; the same command goes on where it stopped. Models: linear:RUN, attention:RUN,
 finetuned:RUN, lora:RUN, random:CONFIG or random:RUN, scratch:CONFIG, benchmark_s4, benchmark_net1d, trees, or a work
-directory of csfm finetune. --config.x.y=... go to the fine-tunings.
+directory of csfm finetune. --recipe and --config.x.y=... go to the fine-tunings.
 
 csfm evaluate --checkpoint=RUN --store=STORES --labels='pattern/*' probes labels by their names: linear probes on frozen
 embeddings against the same network at random initialisation. Both: fitted on train subjects, chosen on validation
@@ -43,6 +43,10 @@ def arguments(parser) -> None:
         help="which of the models are fine-tuned again on each of these fractions too: as many fine-tunings more",
     )  # fmt: skip
     study.add_argument(
+        "--recipe", metavar="NAME",
+        help="how checkpoints are fine-tuned, and networks from scratch but the baselines: as of csfm finetune",
+    )  # fmt: skip
+    study.add_argument(
         "--folds", type=int, default=0, metavar="N",
         help="folds of patients, each of them tested once, in place of the stores' splits: as many studies, pooled",
     )  # fmt: skip
@@ -69,7 +73,7 @@ def run(args) -> int:
         found = " ".join(given[0] + given[1]) or "neither"
         expected = "--tasks --models --workdir (a study), or --checkpoint (a probe of labels)"
         raise BadInput("csfm evaluate", found, expected, "give one of the two")
-    for name in ("folds", "elsewhere") if args.checkpoint else ():
+    for name in ("folds", "elsewhere", "recipe") if args.checkpoint else ():
         if getattr(args, name):
             raise BadInput(f"--{name}", "beside --checkpoint", "a study", "name --tasks, --models and --workdir")
     return _study(args) if given[0] else _probe(args)
@@ -96,7 +100,7 @@ def _study(args) -> int:
         args.store, stores, args.overrides, args.seed, args.unchecked_subjects, folder / "features", halvings,
         args.workers,
         tuple(filter(None, (word.strip() for word in (args.label_networks or "").split(",")))),
-        _elsewhere(args, stores),
+        _elsewhere(args, stores), _recipe(args.recipe),
     )  # fmt: skip
 
     def plan(settings: cell.Settings, folder: Path) -> study.Study:
@@ -137,6 +141,21 @@ def _elsewhere(args, stores: list) -> tuple:
     for store in others:
         check_spec(store.spec, stores[0].spec, str(store.path))
     return others
+
+
+def _recipe(name: str | None) -> tuple[str, ...]:
+    from csfm_jax import config as configs
+    from csfm_jax import recipes
+    from csfm_jax.evaluation.study_models import DECIDED
+    from csfm_jax.tasks.config import AdaptationConfig
+
+    words, usual = recipes.read(name) if name else (), AdaptationConfig()
+    for word in words:
+        field, value = configs.field_of(word), word.partition("=")[2]
+        if field in DECIDED and value != getattr(usual, field.removeprefix("adaptation.")):
+            found, expected = f"{field} = {value}", "a recipe for a whole encoder: --models says what else is taught"
+            raise BadInput(f"--recipe={name}", found, expected, "name another recipe, and models such as attention:RUN")
+    return words
 
 
 def _halvings(words: str) -> int:

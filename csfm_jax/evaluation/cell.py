@@ -41,6 +41,7 @@ class Settings:
         halvings: of the train patients, for label efficiency; 0 = none. workers: processes that measure for trees.
         halved: words of networks that are taught again on fewer patients.
         elsewhere: other stores, whose test subjects all models are read on as they are.
+        recipe: words of a recipe file, of all fine-tunings but those of supervised baselines.
     """
 
     where: str
@@ -53,6 +54,7 @@ class Settings:
     workers: int
     halved: tuple[str, ...] = ()
     elsewhere: tuple[Store, ...] = ()
+    recipe: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,10 @@ class Cell:
     @cached_property
     def config(self) -> Config:
         """Of its `csfm finetune`, or of the windows that frozen encoders read, but for what stores decide."""
-        words = self.model.fine_tuning(self.settings.overrides) if self.model.kind in FINE_TUNED else []
-        scratch = self.model.kind == "scratch"
-        return finetune.recipe(self.model.config, self.task, self.settings.where, words, scratch)
+        model, settings, words, recipe = self.model, self.settings, [], ()
+        if model.kind in FINE_TUNED:
+            words, recipe = model.fine_tuning(settings.overrides), settings.recipe
+        return finetune.recipe(model.config, self.task, settings.where, words, model.kind == "scratch", recipe)
 
     def missing(self, subset: Sensors) -> str | None:
         """Why the model cannot read these sensors in these stores; None where it can."""

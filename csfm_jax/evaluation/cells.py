@@ -105,6 +105,7 @@ def _taught(cell: Cell, halvings: int = 0) -> Path | str:
         config, workdir = dataclasses.replace(config, adaptation=ours), cell.folder / f"fine_tuning.half-{halvings}"
     resolved = resolve(config, cell.settings.stores)
     config = finetune.with_rows(resolved.adapted(config), cell.settings.stores)
+    config = finetune.with_steps(config, cell.settings.stores)
     from csfm_jax.training.loop import train
 
     init, command = cell.model.init, shlex.join(["csfm", *sys.argv[1:]])

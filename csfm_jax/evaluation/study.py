@@ -198,6 +198,7 @@ def keep_settings(settings: Settings, folder: Path, **more) -> None:
 
 def _told(settings: Settings, more: dict) -> dict:
     stores = {store.name: store.digest for store in settings.stores}
+    more |= {"recipe": sorted(settings.recipe)} if settings.recipe else {}
     return {"stores": stores, "overrides": sorted(settings.overrides), "seed": settings.seed, **more}
 
 

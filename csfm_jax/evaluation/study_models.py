@@ -26,7 +26,7 @@ BASELINES = ("benchmark_s4", "benchmark_net1d")
 TREES = "trees"
 TABULAR = (*PROBED, TREES)  # fitted on a table of features
 _WHICH = ("path", "step", "weights", "sha256")  # of a provenance: which weights
-_DECIDED = ("adaptation.trainable", "adaptation.head", "adaptation.task")  # by --models and --tasks
+DECIDED = ("adaptation.trainable", "adaptation.head", "adaptation.task")  # by --models and --tasks
 # fields -> the kinds of models that read them; overrides of the others go to all
 _READ_BY = {
     "adaptation.lora_rank": ("lora",), "adaptation.lora_alpha": ("lora",),
@@ -97,7 +97,7 @@ def parse(words: str, stores: list[Store], overrides: list[str]) -> list[Model]:
             than the stores', or an override of what the words decide.
     """
     for word in overrides:
-        if _field(word) in _DECIDED:
+        if _field(word) in DECIDED:
             raise BadInput(word.partition("=")[0], "a value", "none: --models and --tasks decide it", "leave it out")
     named = [word.strip() for word in words.split(",") if word.strip()]
     if not named:

@@ -74,6 +74,9 @@ def check(config: "Config") -> None:
     if not ours.task and config.training.keep_best:
         found, remedy = "a figure, in pretraining", "leave it out; training.keep_checkpoints says how many stay"
         raise BadInput("config.training.keep_best", found, "nothing: losses of other masks are no figure", remedy)
+    if not ours.task and config.training.epochs:
+        found, expected = str(config.training.epochs), "0 in pretraining, whose length is config.training.steps"
+        raise BadInput("config.training.epochs", found, expected, "leave it out; epochs are of csfm finetune")
     if not ours.task and config.data.fold:
         expected = "none in pretraining, which leaves out the stores' own test subjects"
         raise BadInput("config.data.fold", repr(config.data.fold), expected, "leave it out; folds are of csfm finetune")

@@ -1,4 +1,4 @@
-"""AdamW or Muon with linear warm-up, cosine decay, a clip on the global norm, and no decay where it would do harm."""
+"""AdamW or Muon with warm-up and decay of the rate, a clip on the global norm, and no decay where it would do harm."""
 
 import difflib
 import math
@@ -15,10 +15,10 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate as a function of the number of updates made so far.
 
     Linear from `learning_rate / warmup_steps` (the first update is not wasted on a rate of zero) to `learning_rate`,
-    then half a cosine down to `final_fraction` of it at `steps`.
+    then as `decay` says: half a cosine or a straight line down to `final_fraction` of it at `steps`, or nothing.
 
     Raises:
-        BadInput: the warm-up does not end before the run does.
+        BadInput: a decay of another name, or a warm-up that does not end before the run does.
     """
     if not 0 <= config.warmup_steps < steps:
         raise BadInput(
@@ -27,13 +27,22 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
             f"0 to {steps - 1}: less than config.training.steps = {steps}",
             "shorten the warm-up or train longer",
         )
-    return optax.warmup_cosine_decay_schedule(
-        init_value=config.learning_rate / max(config.warmup_steps, 1),
-        peak_value=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay_steps=steps,
-        end_value=config.learning_rate * config.final_fraction,
-    )
+    peak, warmup, end = config.learning_rate, config.warmup_steps, config.final_fraction
+    decays = {
+        "cosine": optax.cosine_decay_schedule(peak, steps - warmup, alpha=end),
+        "linear": optax.linear_schedule(peak, peak * end, steps - warmup),
+        "constant": optax.constant_schedule(peak),
+    }
+    decay = decays[_known("decay", config.decay, decays)]
+    return optax.join_schedules([optax.linear_schedule(peak / max(warmup, 1), peak, warmup), decay], [warmup])
+
+
+def _known(field: str, value: str, choices) -> str:
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(value, choices, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "choose one of them"
+    raise BadInput(f"config.optimizer.{field}", repr(value), "one of " + ", ".join(choices), remedy)
 
 
 def decay_mask(params: dict) -> dict:
@@ -90,19 +99,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
     Args:
         config: name, rates and betas.
-        steps: length of the run, for the cosine.
+        steps: length of the run, for the decay of the rate.
 
     Raises:
-        BadInput: an optimizer of another name.
+        BadInput: an optimizer of another name; and as `learning_rate`.
     """
     directions = {"adamw": _adam, "muon": _muon}
-    if config.name not in directions:
-        near = difflib.get_close_matches(config.name, directions, n=1)
-        remedy = f"did you mean {near[0]}?" if near else "choose one of them"
-        raise BadInput("config.optimizer.name", repr(config.name), "one of " + ", ".join(directions), remedy)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        directions[config.name](config),
+        directions[_known("name", config.name, directions)](config),
         # decoupled: after the moments and before the rate, so that decay follows the schedule (Loshchilov & Hutter)
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
         optax.scale_by_learning_rate(learning_rate(config, steps)),

@@ -1,0 +1,32 @@
+"""The benchmark's frozen encoder under a linear head.
+
+Reproduces: Al-Masud, Lopez Alcaraz and Strodthoff, ICLR 2026 (arXiv 2509.25095, "reality check"), by their code
+    (AI4HealthUOL/ecg-fm-benchmarking: run.sh, main_lite.py, models/fm_ecg.py): `linear`, one linear layer on the pooled
+    tokens. AdamW with PyTorch's betas (0.9, 0.999), a constant rate of 1e-3, no warm-up, weight decay 1e-3, 100 epochs
+    of one random crop a recording in batches of 64, the epoch of the best macro AUROC on validation recordings. Crops
+    of 2.5 s, four of which are averaged over a test recording of 10 s; models that need them longer got 5 or 10 s
+    (--config.data.window.seconds).
+    Differs: a window is pooled as the checkpoint does it, theirs by the mean of its tokens
+    (--config.encoder.pooling=mean); vectors and tables do not decay, theirs do; gradients are clipped at a norm of 1 as
+    everywhere here, theirs are not. Tasks of other kinds keep the epoch of their own first figure.
+Expected: PTB-XL, all 71 labels, macro AUROC 0.928 of ECG-JEPA, 0.904 of ECG-CPC (theirs). Not run by us.
+Command: csfm finetune --checkpoint=RUN --recipe=benchmark_linear --task=ptbxl_all --workdir=DIR --store=STORE
+"""
+
+import ml_collections
+
+from csfm_jax.recipes import blank
+
+
+def get_recipe() -> ml_collections.ConfigDict:
+    recipe = blank()
+    recipe.adaptation.trainable, recipe.adaptation.head = "head", "linear"
+    recipe.data.window.seconds, recipe.data.window.most_per_recording = 2.5, 1
+    recipe.data.rows, recipe.data.row_windows = 64, 1
+
+    recipe.optimizer.name, recipe.optimizer.decay, recipe.optimizer.warmup_steps = "adamw", "constant", 0
+    recipe.optimizer.learning_rate = 1e-3
+    recipe.optimizer.beta1, recipe.optimizer.beta2, recipe.optimizer.weight_decay = 0.9, 0.999, 1e-3
+    recipe.training.epochs = 100
+    recipe.training.keep_best = "first"
+    return recipe

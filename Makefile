@@ -1,6 +1,7 @@
 # make demo                      pretrain on a simulated cohort, resume, evaluate, draw, export
 # make demo RECORDINGS=FOLDER    the same on your own recordings
-# make evaluate RECORDINGS=FOLDER   a study: pretraining, then every baseline on the same people; an hour; EVALUATE=words of the fine-tunings
+# make evaluate RECORDINGS=FOLDER   pretraining, then every baseline on the same people: an hour; EVALUATE=words of the
+#                                fine-tunings; then in five folds, pretrained on other sources: five times that; FOLDS=0 without
 # make questions                 what CSFM's paper leaves open, in small, on the stores of make evaluate; STEPS=500
 # make test                      every test; PYTHON=python3.12 picks another interpreter
 # make fuzz                      100,000 damaged files through every reader; FUZZ=--inputs=1000 for fewer

@@ -47,6 +47,7 @@ EXTRAS = {
         "hypothesis>=6.100,<7",
         # the TPU compiler: `csfm plan` is tested with it, and needs no TPU
         "libtpu>=0.0.42,<0.1",
+        "lifelines>=0.30,<0.31",
         "gcp-storage-emulator>=2026.7,<2027",
         "moto[server]>=5.2,<6",
         "pytest>=8.3,<10",

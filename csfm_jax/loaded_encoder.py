@@ -48,9 +48,8 @@ class LoadedEncoder:
         # jit keeps one program for each shape of batch that it has met
         self._apply = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
         # a recording is one device's work; the batches of many are all devices'
-        self._pooled = OverDevices(
-            lambda state, batch: nnx.merge(graphdef, state)(batch).pooled, self._state, config.tokens
-        )
+        pooled = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch).pooled)
+        self._pooled = OverDevices(pooled, self._state, config.tokens)
 
     @property
     def width(self) -> int:
@@ -206,15 +205,9 @@ class LoadedEncoder:
         Yields:
             ids [n] int32, rows of the window table (`batch.window`), and their embeddings [n, D] float32.
         """
-        waiting = None  # the next batch is read and sent while the device works on this one
-        for batch in batches:
-            run, pooled = self._pooled(batch)
-            running = (run.window, pooled)
-            if waiting is not None:
-                yield _present(*waiting)
-            waiting = running
-        if waiting is not None:
-            yield _present(*waiting)
+        for run, pooled in self._pooled.over(batches):
+            there = run.window >= 0
+            yield run.window[there], pooled[there]
 
     def _embedding(self, windows: list[Window], words: np.ndarray, report: list[dict]) -> Embedding:
         parts = []
@@ -274,8 +267,3 @@ class LoadedEncoder:
 
     def _known_names(self) -> str:
         return ", ".join(CHANNELS[i].name for i in sorted(self.known))
-
-
-def _present(window: np.ndarray, pooled) -> tuple[np.ndarray, np.ndarray]:
-    there = window >= 0
-    return np.asarray(window)[there], np.asarray(pooled)[there]

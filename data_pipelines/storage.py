@@ -29,11 +29,12 @@ from data_pipelines.storage_errors import Missing, attempt, missing_package
 
 __all__ = [
     "Missing", "Place", "absolute", "create_bytes", "delete_tree", "download", "download_into", "exists", "file_size",
-    "file_sizes", "glob", "is_remote", "join", "list_folder", "move", "name_of", "parent", "place", "read_bytes",
-    "recorded_sha256", "upload", "write_bytes",
+    "file_sizes", "glob", "is_remote", "join", "list_folder", "move", "name_of", "parent", "place", "place_here",
+    "read_bytes", "recorded_sha256", "upload", "write_bytes",
 ]  # fmt: skip
 
 Place = str | Path
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 PART = 1 << 24  # bytes of one request: a lost connection costs at most that much again
 # Read once, while the process has one thread: to read it is to set it, and others write files meanwhile.
@@ -53,8 +54,7 @@ def place(text: Place) -> Place:
     Raises:
         BadInput: an address of another kind (`gcs://`, `s3a://`, `http://`), or one without a bucket.
     """
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(text))
-    if not found:
+    if not (found := _ADDRESS.match(str(text))):
         return Path(text)
     if not is_remote(str(text)):
         raise BadInput(str(text), f"an address of kind {found[1]!r}", "a folder, s3://... or gs://...", "correct it")
@@ -64,6 +64,18 @@ def place(text: Place) -> Place:
     if not bucket or any(name in (".", "..") for name in names):
         raise BadInput(str(text), "no usable address", f"{scheme}://bucket/name", "correct it")
     return "/".join((f"{scheme}://{bucket}", *names))
+
+
+def place_here(text: str, option: str) -> Path:
+    """What a user wrote as the path of an output that is written on this machine alone.
+
+    Raises:
+        BadInput: nothing; or an address, of any kind, which as a path is a folder of that name where the command runs.
+    """
+    if not text or _ADDRESS.match(text):
+        remedy = "give one; what is written there can be copied"
+        raise BadInput(option, text or "nothing", "a path on this machine", remedy)
+    return Path(text)
 
 
 def join(path: Place, *names: str) -> Place:

@@ -1,22 +1,39 @@
 #!/usr/bin/env bash
-# A study of csfm_nano on real recordings: pretrained on train subjects, then compared with baselines.
+# Studies of csfm_nano: pretrained on train subjects, then compared with baselines on test subjects; and pretrained
+# without the studied people's sources, then compared in folds of these people.
 # usage: evaluate.sh RUN_FOLDER RECORDINGS [--config.x.y=... of the fine-tunings, in place of those below]
 # A stage that is done is not done again.
-# RECORDINGS holds PTB-XL, and for the alarms the training set of the CinC Challenge 2015, as downloaded.
+# RECORDINGS holds PTB-XL, for the alarms the training set of the CinC Challenge 2015, and for the folds other sources
+# of ECGs, as downloaded; or it is a simulated cohort.
 set -euo pipefail
 run=$1 recordings=$2
 shift 2
-stores=$run/stores work=$run/csfm_nano
-pretraining=${PRETRAINING:---config.training.steps=2500}
-sources=${STUDY_STORES:-ptbxl*} alarms=${ALARM_STORES:-cinc2015*}
+stores=$run/stores
+read -r -a pretraining <<<"${PRETRAINING:---config.training.steps=2500}"
+read -r -a folds_pretraining <<<"${FOLDS_PRETRAINING:---config.training.steps=1500}"
+folds=${FOLDS:-5} # 0 leaves them out: as many times the fine-tunings
 workers=${WORKERS:-0} # processes that measure features for trees
 # A network of this size wants ten times the recipe's rate, and learns some hundred recordings by heart soon after that:
 # docs/evaluation.md. Sixteen rows, for the baselines' sake, whose step of 64 takes two cores ten seconds.
 [ $# -gt 0 ] || set -- --config.data.rows=16 --config.training.steps=150 --config.training.eval_every=25 \
   --config.training.keep_best=first --config.optimizer.learning_rate=1e-3
+fine_tuning=("$@")
 mkdir -p "$run"
+# shellcheck source=launch/held.sh
+. "$(dirname "$0")/held.sh"
 
 say() { printf '\n== %s\n' "$*"; }
+
+pretrain() { # NAME, STORES, and words
+  csfm train --config=csfm_nano --workdir="$run/$1" --config.data.stores="$2" "${@:3}"
+}
+
+study() { # NAME, pretraining, further models, and words
+  local work=$run/$2
+  csfm evaluate --workdir="$run/$1" --workers="$workers" \
+    --models="linear:$work,attention:$work,finetuned:$work,scratch:csfm_nano,random:csfm_nano,$3" \
+    "${@:4}" "${fine_tuning[@]}" || failed=$?
+}
 
 say "recordings -> store"
 key=()
@@ -24,27 +41,49 @@ key=()
 case $recordings in simulated*) ;; *) key=(--new-key="$run/site.key"); [ -e "$run/site.key" ] && key=(--key-file="$run/site.key") ;; esac
 csfm prepare --source="$recordings" --output="$stores" ${key[@]+"${key[@]}"}
 
-say "pretraining, on train subjects"
-csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" $pretraining
-
-. "$(dirname "$0")/held.sh"
-models=linear:$work,attention:$work,finetuned:$work,scratch:csfm_nano,random:csfm_nano
+store=$(held "${STUDY_STORES:-ptbxl* simulated*}") alarms=$(held "${ALARM_STORES:-cinc2015*}")
+tasks=${STUDY_TASKS:-$(tasks_of "$store" 'ptbxl*/ptbxl_superclass,ptbxl_sex,ptbxl_age' 'simulated*/simulated_rhythm,simulated_heart_rate')}
+alarm_tasks=${ALARM_TASKS:-cinc2015_false_alarm}
+[ -n "$tasks" ] || store=''
+if [ -z "$store$alarms" ]; then
+  say "nothing was studied: $stores holds neither PTB-XL nor alarms; name stores and their tasks in STUDY_STORES and STUDY_TASKS"
+  exit 1
+fi
 failed=0
 
-store=$(held "$sources")
+say "pretraining, on train subjects"
+pretrain csfm_nano "$stores" "${pretraining[@]}"
+
 if [ -n "$store" ]; then
   others=$(held "${OTHER_STORES:-code15* sph* echonext*}")
-  say "the study: superclasses, sex and age, with twelve leads and fewer; sex and age at other hospitals"
-  csfm evaluate --tasks="${STUDY_TASKS:-ptbxl_superclass,ptbxl_sex,ptbxl_age}" --store="$store" --workdir="$run/ptbxl" \
-    --models="$models,benchmark_s4,benchmark_net1d,trees" --sensors="${STUDY_SENSORS:-all,6,3,2,1}" \
-    --label-fractions="${LABEL_FRACTIONS:-1/64}" --similarity="linear:$work,finetuned:$work" \
-    --workers="$workers" ${others:+--elsewhere="$others"} "$@" || failed=$?
+  say "the study: $tasks, with twelve leads and fewer${others:+; sex and age at other hospitals}"
+  study "${tasks%%_*}" csfm_nano benchmark_s4,benchmark_net1d,trees --tasks="$tasks" --store="$store" \
+    --sensors="${STUDY_SENSORS:-all,6,3,2,1}" --label-fractions="${LABEL_FRACTIONS:-1/64}" \
+    --similarity="linear:$run/csfm_nano,finetuned:$run/csfm_nano" ${others:+--elsewhere="$others"}
 fi
-store=$(held "$alarms")
-if [ -n "$store" ]; then
+if [ -n "$alarms" ]; then
   say "false alarms, with ECG, pulse and both"
-  csfm evaluate --tasks="${ALARM_TASKS:-cinc2015_false_alarm}" --store="$store" --workdir="$run/alarms" \
-    --models="$models,trees" --sensors=all,ecg,ppg,ecg+ppg --workers="$workers" "$@" || failed=$?
+  study alarms csfm_nano trees --tasks="$alarm_tasks" --store="$alarms" --sensors=all,ecg,ppg,ecg+ppg
+fi
+
+# whoever is tested in a fold is of a source that the encoder has seen nothing of
+sources=$(held "${FOLDS_STORES:-cinc2021* code15* sph* bidmc* mitdb*}")
+if [ "$folds" = 0 ]; then
+  say "folds are left out, as FOLDS=0 says"
+elif [ -z "$sources" ]; then
+  say "folds are left out: $stores holds no other source to pretrain on; name some in FOLDS_STORES"
+else
+  say "pretraining for folds, on train subjects of other sources"
+  pretrain csfm_nano_others "$sources" "${folds_pretraining[@]}"
+  if [ -n "$store" ]; then
+    say "the study in $folds folds: $tasks"
+    study folds csfm_nano_others benchmark_s4,benchmark_net1d,trees --tasks="$tasks" --store="$store" \
+      --sensors="${FOLDS_SENSORS:-all,1}" --folds="$folds"
+  fi
+  if [ -n "$alarms" ]; then
+    say "false alarms in $folds folds"
+    study folds_alarms csfm_nano_others trees --tasks="$alarm_tasks" --store="$alarms" --sensors=all,ecg,ppg --folds="$folds"
+  fi
 fi
 say "look at $run/*/report.html"
 exit $failed

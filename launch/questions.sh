@@ -15,6 +15,7 @@ for word in "$@"; do case $word in --config.training.steps=*) steps=${word#*=} ;
 # equal programs are compiled once, whatever is hidden
 export JAX_COMPILATION_CACHE_DIR=$work/compilation_cache
 mkdir -p "$JAX_COMPILATION_CACHE_DIR"
+# shellcheck source=launch/held.sh
 . "$(dirname "$0")/held.sh"
 
 say() { printf '\n== %s\n' "$*"; }
@@ -38,13 +39,6 @@ study() { # NAME, STORES, TASKS, SENSORS, pretrainings: the first is what the ot
     --models="${models}random:$work/$1" || failed=$?
 }
 
-# "store/TASKS" of the stores that are there -> their tasks
-tasks_of() {
-  local pair found=''
-  for pair in "$@"; do [ -z "$(held "${pair%%/*}")" ] || found+=${pair#*/},; done
-  echo "${found%,}"
-}
-
 # how often each of several stores' recordings are taken, so that an epoch has as many windows as the first store's
 weights() {
   python - "$@" <<'PYTHON'
@@ -65,9 +59,9 @@ only() { # the one way of hiding, or several; three quarters of all that is hidd
 }
 
 failed=0
-ecg_tasks=${ECG_TASKS:-$(tasks_of 'ptbxl*/ptbxl_superclass,ptbxl_sex,ptbxl_age' 'simulated*/simulated_rhythm,simulated_heart_rate')}
-pulse_tasks=${PULSE_TASKS:-$(tasks_of 'cinc2015*/cinc2015_false_alarm' 'vtac*/vtac_false_alarm' 'simulated*/simulated_rhythm,simulated_heart_rate')}
 ecg_stores=$(held "${ECG_STORES:-ptbxl* simulated*}") pulse_stores=$(held "${PULSE_STORES:-cinc2015* vtac* simulated*}")
+ecg_tasks=${ECG_TASKS:-$(tasks_of "$ecg_stores" 'ptbxl*/ptbxl_superclass,ptbxl_sex,ptbxl_age' 'simulated*/simulated_rhythm,simulated_heart_rate')}
+pulse_tasks=${PULSE_TASKS:-$(tasks_of "$pulse_stores" 'cinc2015*/cinc2015_false_alarm' 'vtac*/vtac_false_alarm' 'simulated*/simulated_rhythm,simulated_heart_rate')}
 one=$(held "$source") several=$(held "$twelve")
 read_on_ecg=(default)
 

@@ -1,6 +1,7 @@
 """`training.keep_best`: which step is the best, that its copy is whole, and that others find it."""
 
 import dataclasses
+import errno
 import json
 import math
 
@@ -16,6 +17,7 @@ from csfm_jax.models import config as model_config
 from csfm_jax.training import best, checkpoint
 from csfm_jax.training.best import Best
 from csfm_jax.training.task_validation import TaskValidation
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 
 
@@ -64,10 +66,13 @@ def test_a_copy_is_whole_and_a_later_one_takes_its_place(tmp_path):
     write_checkpoint(run, toy_config(), step=5)
     again.keep(5)
     assert [p.name for p in sorted((run / "best" / "checkpoints").iterdir())] == ["5", "5.manifest.json"]
-    assert json.loads((run / "best" / "best.json").read_text()) == {"step": 5, "figure": "macro_auroc", "value": 0.8}
+    told = json.loads((run / "best" / "checkpoints" / "5" / "best.json").read_text())
+    assert told == {"step": 5, "figure": "macro_auroc", "value": 0.8}
 
 
-def test_a_fine_tuning_keeps_its_best_step(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def fine_tuning(tmp_path, monkeypatch):
+    """Words of a fine-tuning of six steps, measured at 2, 4 and 6: of `figures` in turn, in whichever run."""
     made = []
     for n in range(24):
         labels = {"rhythm/irregular": float(n % 3 == 0), "rate/fast": float(n % 2)}
@@ -77,9 +82,13 @@ def test_a_fine_tuning_keeps_its_best_step(tmp_path, monkeypatch, capsys):
     figures = iter((0.6, 0.9, 0.8))
     monkeypatch.setattr(TaskValidation, "measure", lambda *_: {"validation/macro_auroc": next(figures)})
     settings = {"steps": 6, "eval_every": 2, "save_every": 100, "keep_best": "first"}
-    words = ["finetune", f"--checkpoint={tmp_path / 'toy'}", "--task=simulated_rhythm", "--unchecked-subjects",
-             f"--workdir={tmp_path / 'run'}", f"--store={tmp_path / 'store'}", "--config.data.rows=2"]  # fmt: skip
-    assert cli.main([*words, *(f"--config.training.{k}={v}" for k, v in settings.items())]) == 0
+    return ["finetune", f"--checkpoint={tmp_path / 'toy'}", "--task=simulated_rhythm", "--unchecked-subjects",
+            f"--workdir={tmp_path / 'run'}", f"--store={tmp_path / 'store'}", "--config.data.rows=2",
+            *(f"--config.training.{k}={v}" for k, v in settings.items())]  # fmt: skip
+
+
+def test_a_fine_tuning_keeps_its_best_step(tmp_path, fine_tuning):
+    assert cli.main(fine_tuning) == 0
     assert checkpoint.find_step(tmp_path / "run").name == "6"
     assert checkpoint.find_step(best.place(tmp_path / "run")).name == "4"
     config, params, run = checkpoint.restore_params(tmp_path / "run" / "best")
@@ -87,3 +96,30 @@ def test_a_fine_tuning_keeps_its_best_step(tmp_path, monkeypatch, capsys):
     last = checkpoint.restore_params(tmp_path / "run")[1]
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, last)
     assert max(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "at"), [("upload", "best/checkpoints/4/"), ("write_bytes", "best/checkpoints/4.manifest.json")]
+)
+def test_a_run_that_ends_before_its_best_step_is_kept(tmp_path, fine_tuning, monkeypatch, capsys, verb, at):
+    """The disk is full (what a kill leaves is the same) once step 4 is saved, and once its copy is there but for the
+    manifest; step 2 was the best so far."""
+    does = getattr(storage, verb)
+
+    def full(*given):
+        if at in " ".join(map(str, given)):
+            raise OSError(errno.ENOSPC, "No space left on device", at)
+        return does(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, verb, full)
+        assert cli.main(fine_tuning) == 2
+    assert f"{at}: found no space left on device" in capsys.readouterr().err
+    assert checkpoint.find_step(tmp_path / "run").name == "4"
+    assert checkpoint.find_step(best.place(tmp_path / "run")).name == "2"
+    assert kept_by("first", tmp_path / "run").value == 0.6  # of the copy that is there
+    assert cli.main(fine_tuning) == 0  # and measures 0.8 at step 6: more than step 2 had, less than step 4
+    assert checkpoint.find_step(tmp_path / "run").name == "6"
+    assert [p.name for p in sorted((tmp_path / "run" / "best" / "checkpoints").iterdir())] == ["4", "4.manifest.json"]
+    assert checkpoint.restore_params(tmp_path / "run" / "best")[2]["step"] == 4
+    assert kept_by("first", tmp_path / "run").value == 0.9

@@ -1,11 +1,25 @@
 """The command line: light, and clear about what is wrong."""
 
+import argparse
+import importlib
 import subprocess
 import sys
 
 import pytest
 
 from csfm_jax import cli
+
+# options that name what a command writes, and the commands that write to object stores as well
+OUTPUTS = ("--output", "--workdir", "--staging", "--new-key", "--fill-cache")
+ANYWHERE = {
+    ("prepare", "--output"), ("train", "--workdir"), ("finetune", "--workdir"), ("export", "--output"),
+    ("launch", "--workdir"),
+}  # fmt: skip
+HERE = [
+    ("audit", "--workdir"), ("data", "--output"), ("embed", "--output"), ("evaluate", "--output"),
+    ("evaluate", "--workdir"), ("launch", "--output"), ("plan", "--fill-cache"), ("predict", "--output"),
+    ("prepare", "--new-key"), ("prepare", "--staging"), ("show", "--output"),
+]  # fmt: skip
 
 
 def test_help_imports_no_jax():
@@ -36,6 +50,26 @@ def test_unknown_option_is_refused(command):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--no-such-option=1"])
     assert stop.value.code == 2
+
+
+def test_what_every_command_writes_is_known():
+    found = set()
+    for command in cli.COMMANDS:
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"csfm_jax.commands.{command}").arguments(parser)
+        known = {word for action in parser._actions for word in action.option_strings}
+        found |= {(command, option) for option in OUTPUTS if option in known}
+    assert found == {*HERE} | ANYWHERE
+
+
+@pytest.mark.parametrize(("command", "option"), HERE)
+def test_an_output_that_is_written_here_is_no_address(command, option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([command, f"{option}=gs://lab/there"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"csfm {command}: {option}: found gs://lab/there; expected a path on this machine")
+    assert said.count("\n") == 1 and not any(tmp_path.iterdir())
+    assert cli.main([command, f"{option}="]) == 2 and "found nothing" in capsys.readouterr().err
 
 
 def test_full_disk_is_one_line_and_code_2(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Figures under case weights against scikit-learn, or against sums over all pairs where it has none."""
+"""Figures under case weights against scikit-learn and lifelines, or against sums over all pairs."""
 
 import warnings
 from functools import partial
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lifelines.utils import concordance_index
 from sklearn import metrics as sk
 
 from csfm_jax.evaluation import bootstrap, decisions, metrics, ranking, survival, tables
@@ -233,6 +234,22 @@ def test_concordance_equals_the_sum_over_all_pairs(seed, n, levels):
     assert got == pytest.approx(want, abs=1e-9, nan_ok=True)
     unknown = survival.concordance(np.r_[risk, 9], np.r_[time, np.nan], np.r_[event, True], np.c_[weights, [1, 1]])
     assert unknown == pytest.approx(want, abs=1e-9, nan_ok=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 60), st.integers(2, 12))
+def test_concordance_equals_lifelines_under_ties_and_bootstrap_weights(seed, n, levels):
+    rng = np.random.default_rng(seed)
+    risk, time = rng.integers(0, levels, n) / 7.0, rng.integers(0, levels, n) * 1.5
+    event, weights = rng.random(n) < 0.5, np.stack([np.ones(n, int), rng.multinomial(n, np.full(n, 1 / n))])
+    got = survival.concordance(risk, time, event, weights.astype(float))
+    for found, w in zip(got, weights):
+        drawn = np.repeat(np.arange(n), w)
+        try:  # its scores are of who lives longer
+            want = concordance_index(time[drawn], -risk[drawn], event[drawn])
+        except ZeroDivisionError:  # no comparable pair
+            want = np.nan
+        assert found == pytest.approx(want, abs=1e-9, nan_ok=True)
 
 
 def test_concordance_does_not_depend_on_its_chunks(monkeypatch):

@@ -78,7 +78,9 @@ def test_shellcheck(rendered, tmp_path, shellcheck):
 
 
 def test_shellcheck_of_the_scripts_of_the_project(shellcheck):
-    shellcheck("--severity=warning", ROOT / "launch" / "demo.sh", ROOT / "tests" / "slurm" / "run.sh")
+    scripts = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "tests" / "slurm" / "run.sh"]
+    assert len(scripts) > 4
+    shellcheck("--severity=warning", *scripts)
 
 
 def test_every_script_runs_the_command(rendered):

@@ -1,8 +1,9 @@
-"""Validation and frozen embeddings on eight devices give what one gives, and count every window once.
+"""Validation, embeddings and predictions on eight devices are what they are on one, every window counted once.
 
 Run as a script with a folder of stores, it prints both (as JSON) on the devices there are.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,10 +18,14 @@ import pytest
 from flax import nnx
 from small_checkpoints import toy_config, toy_params
 
-from csfm_jax import encoding, sharding
-from csfm_jax.config import Config, MeshConfig
-from csfm_jax.evaluation import features
+from csfm_jax import encoding, objectives, sharding
+from csfm_jax.config import Config, MeshConfig, ObjectiveConfig
+from csfm_jax.evaluation import features, layers, translated
+from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.models.encoder import Encoder
+from csfm_jax.spread import OverDevices
+from csfm_jax.tasks.config import AdaptationConfig
+from csfm_jax.tasks.resolve import resolve
 from csfm_jax.training.optimizer import make_optimizer
 from csfm_jax.training.state import blueprint
 from csfm_jax.training.validation import Validation
@@ -32,6 +37,23 @@ from data_pipelines.signals import CHANNEL_ID
 from data_pipelines.store import open_stores
 
 ROWS = 8
+PARTS: dict[str, list[int]] = {}  # of a network, into how many devices' parts its results come
+
+
+@contextlib.contextmanager
+def watched(network: str):
+    """Writes down `PARTS` of every batch."""
+    run, parts = OverDevices._run, PARTS.setdefault(network, [])
+
+    def watching(self, batch):
+        batch, found = run(self, batch)
+        first = jax.tree.leaves(found)[0]
+        parts.append(first.size // first.addressable_shards[0].data.size)
+        return batch, found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OverDevices, "_run", watching)
+        yield
 
 
 def config_of(devices: int) -> Config:
@@ -58,7 +80,10 @@ def embedded(stores: list, config: Config) -> dict:
     params = toy_params(config)["encoder"]
     network = encoding.with_params(lambda: Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(0)), params, "toy")
     encoder = encoding.LoadedEncoder(config, network, get_spec("csfm-jax"))
-    found = list(features.embed_stores(encoder, stores, "train"))
+    with watched("embeddings"):
+        found = list(features.embed_stores(encoder, stores, "train"))
+    with watched("layers"):
+        means = layers.layer_means(encoder, stores, config.data.window)
     seen = [[int(s), int(r), float(t)] for some in found for s, r, t in zip(some.store, some.recording, some.start)]
     vectors = np.concatenate([some.pooled for some in found])
     order = sorted(range(len(seen)), key=seen.__getitem__)
@@ -68,6 +93,7 @@ def embedded(stores: list, config: Config) -> dict:
         "batches": [len(some.store) for some in found],
         "rows": encoder.batch_shape(24)["rows"],
         "odd": odd_rows(encoder),
+        "layers": sorted(([*map(float, window)], layer.tolist()) for window, layer in means.items()),
     }
 
 
@@ -80,10 +106,30 @@ def odd_rows(encoder: encoding.LoadedEncoder) -> list:
     return [vectors[np.argsort(ids)].tolist(), sorted(ids.tolist())]
 
 
+def fine_tuned(stores: list, config: Config, task: str, objective: str) -> FineTuned:
+    """A network of a task, in batches of three rows, which no devices divide."""
+    data = dataclasses.replace(config.data, rows=3)
+    adaptation = AdaptationConfig(task=task, head="attention")
+    config = dataclasses.replace(config, data=data, objective=ObjectiveConfig(objective), adaptation=adaptation)
+    config = resolve(config, stores).adapted(config)
+    made = encoding.with_params(lambda: objectives.build(config, rngs=nnx.Rngs(0)), toy_params(config), "toy")
+    return FineTuned(config, made, get_spec("csfm-jax"), {})
+
+
+def predicted(stores: list, config: Config) -> dict:
+    with watched("predictions"):
+        found = fine_tuned(stores, config, "simulated_rhythm", "supervised").predict(stores, "train")
+    model = fine_tuned(stores, config, "ppg_to_ecg", "translation")
+    with watched("signals"):
+        recordings = list(translated.translate(model, stores, "validation", blind=True))
+    signals = [(int(r.recording), r.start.tolist(), r.signals["II"].predicted.tolist()) for r in recordings]
+    return {"predictions": {name: column.tolist() for name, column in found._asdict().items()}, "signals": signals}
+
+
 def main(folder: str) -> None:
     config, stores = config_of(jax.device_count()), open_stores(folder, "size")
-    found = {"devices": jax.device_count(), "validation": measured(stores, config), **embedded(stores, config)}
-    print(json.dumps(found))
+    found = {"devices": jax.device_count(), "validation": measured(stores, config)}
+    print(json.dumps(found | embedded(stores, config) | predicted(stores, config) | {"parts": PARTS}))
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +173,33 @@ def test_embeddings_are_the_same_and_every_window_is_embedded_once(one_and_eight
     np.testing.assert_allclose(eight["vectors"], one["vectors"], rtol=1e-4, atol=1e-5)
     assert one["odd"][1] == eight["odd"][1] == list(range(5))  # empty rows that fill a batch up are no windows
     np.testing.assert_allclose(eight["odd"][0], one["odd"][0], rtol=1e-4, atol=1e-5)
+
+
+def test_every_network_runs_on_all_devices(one_and_eight):
+    for run in one_and_eight:
+        assert {name: set(parts) for name, parts in run["parts"].items()} == dict.fromkeys(
+            ("embeddings", "layers", "predictions", "signals"), {run["devices"]}
+        )
+
+
+def test_predictions_of_a_task_are_the_same_and_every_recording_has_one(one_and_eight, tiny_stores):
+    one, eight = (run["predictions"] for run in one_and_eight)
+    (store,) = open_stores(str(tiny_stores), "size")
+    assert one["recording"] == eight["recording"] == np.flatnonzero(store.index.split == 0).tolist()
+    assert one["windows"] == eight["windows"] and sum(one["windows"]) > 2 * len(one["windows"])
+    assert one["labels"] == eight["labels"] and np.std(one["values"]) > 0.01
+    np.testing.assert_allclose(eight["values"], one["values"], rtol=0, atol=1e-6)
+
+
+def test_predicted_signals_and_layers_are_the_same(one_and_eight):
+    one, eight = (run["signals"] for run in one_and_eight)
+    assert len(one) == len(eight) > 1
+    for (recording, start, signal), (other, start_, signal_) in zip(one, eight):
+        assert (recording, start) == (other, start_) and len(start) > 3 and np.std(signal) > 0
+        np.testing.assert_allclose(signal_, signal, rtol=1e-5, atol=1e-6)
+    one, eight = (run["layers"] for run in one_and_eight)
+    assert [key for key, _ in one] == [key for key, _ in eight] and len(one) > 3
+    np.testing.assert_allclose([m for _, m in eight], [m for _, m in one], rtol=1e-4, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -35,14 +35,14 @@ class Script:
         values = {"name": name, "totals": {"splits": {"train": train_recordings}}}
         (place / "manifest.json").write_text(json.dumps(values, indent=0))
 
-    def run(self, script: str, *words: str, **environment: str) -> tuple[str, list[list[str]]]:
-        """Output, and the words of every call of csfm."""
+    def run(self, script: str, *words: str, code: int = 0, **environment: str) -> tuple[str, list[list[str]]]:
+        """Output, and the words of every call of csfm; code: that the script must end with."""
         path = {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
         done = subprocess.run(
             ["bash", ROOT / "launch" / script, self.folder / "run", *words], env=os.environ | path | environment,
             cwd=self.folder, capture_output=True, text=True,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == code, done.stderr
         return done.stdout, [
             line.split("\037")[:-1] for line in (self.folder / "calls").read_text().strip("\n").split("\n")
         ]
@@ -51,6 +51,11 @@ class Script:
 @pytest.fixture
 def script(tmp_path):
     return Script(tmp_path)
+
+
+def stages(calls) -> list[str]:
+    """Commands, and the folders that they write to."""
+    return [f"{call[0]} {Path(w).name}" for call in calls for w in call if w.startswith(("--workdir=", "--output="))]
 
 
 def parsed(call: list[str]):
@@ -119,21 +124,69 @@ def test_without_a_pulse_that_question_is_left_out(script):
     assert "ppg" not in pretrainings(calls) and list(studies(calls)) == ["read_on_ecg"]
 
 
-def test_the_study_finds_its_stores(script):
-    for name in ("ptbxl", "ptbxl_extra", "cinc2015", "code15"):
+def test_the_studies_find_their_stores(script):
+    for name in ("ptbxl", "ptbxl_extra", "cinc2015", "code15", "bidmc"):
         script.store(name, 10, name)
-    _, calls = script.run("evaluate.sh", "simulated", "--config.training.steps=3", WORKERS="2")
-    read, stores = studies([c for c in calls if c[0] == "evaluate"]), script.folder / "run" / "stores"
-    assert [call[0] for call in calls] == ["prepare", "train", "evaluate", "evaluate"]
-    assert read["ptbxl"].store == f"{stores / 'ptbxl'},{stores / 'ptbxl_extra'}"
-    assert (read["ptbxl"].elsewhere, read["alarms"].elsewhere) == (str(stores / "code15"), None)
-    assert read["alarms"].store == str(stores / "cinc2015") and {a.workers for a in read.values()} == {2}
-    assert {word for call in calls[2:] for word in parsed(call)[1]} == {"--config.training.steps=3"}
+    fine_tuning, words = "--config.training.steps=3", {"WORKERS": "2", "PRETRAINING": "--config.training.steps=9"}
+    _, calls = script.run("evaluate.sh", "recordings", fine_tuning, **words)
+    read, stores, run = studies(calls), script.folder / "run" / "stores", script.folder / "run"
+    assert stages(calls) == [
+        "prepare stores", "train csfm_nano", "evaluate ptbxl", "evaluate alarms", "train csfm_nano_others",
+        "evaluate folds", "evaluate folds_alarms",
+    ]  # fmt: skip
+    both = f"{stores / 'ptbxl'},{stores / 'ptbxl_extra'}"
+    assert {name: args.store for name, args in read.items()} == {
+        "ptbxl": both, "alarms": str(stores / "cinc2015"), "folds": both, "folds_alarms": str(stores / "cinc2015"),
+    }  # fmt: skip
+    assert {name: args.folds for name, args in read.items()} == {"ptbxl": 0, "alarms": 0, "folds": 5, "folds_alarms": 5}
+    assert [args.elsewhere for args in read.values()] == [str(stores / "code15"), None, None, None]
+    assert {args.workers for args in read.values()} == {2}
+    assert all("ppg" in read[name].sensors.split(",") for name in ("alarms", "folds_alarms"))
+    assert (read["ptbxl"].sensors, read["folds"].sensors) == ("all,6,3,2,1", "all,1")
+    assert read["ptbxl"].tasks == read["folds"].tasks == "ptbxl_superclass,ptbxl_sex,ptbxl_age"
+    for name, of in (("ptbxl", "csfm_nano"), ("folds", "csfm_nano_others")):
+        kinds = ["linear", "attention", "finetuned", "scratch", "random", "benchmark_s4", "benchmark_net1d", "trees"]
+        words = read[name].models.split(",")
+        assert [word.partition(":")[0] for word in words] == kinds and words[0] == f"linear:{run / of}"
+    assert {word for call in calls if call[0] == "evaluate" for word in parsed(call)[1]} == {fine_tuning}
+    made = pretrainings(calls)
+    assert made["csfm_nano"].data.stores == str(stores) and made["csfm_nano"].training.steps == 9
+    # no patient of a fold is among those that its encoder was pretrained on
+    assert made["csfm_nano_others"].data.stores == f"{stores / 'code15'},{stores / 'bidmc'}"
+    assert made["csfm_nano_others"].training.steps == 1500
+
+
+def test_folds_are_left_out_where_nothing_else_is_to_pretrain_on(script):
+    script.store("ptbxl", 10, "ptbxl")
+    output, calls = script.run("evaluate.sh", "recordings")
+    assert stages(calls) == ["prepare stores", "train csfm_nano", "evaluate ptbxl"]
+    (said,) = [line for line in output.splitlines() if "left out" in line]
+    assert "no other source to pretrain on" in said
+    script.store("sph", 10, "sph")
+    output, calls = script.run("evaluate.sh", "recordings", FOLDS="0")
+    assert len(stages(calls)) == 6 and "FOLDS=0" in output  # these three a second time
+
+
+def test_the_study_of_a_simulated_cohort(script):
+    script.store("simulated", 12)
+    output, calls = script.run("evaluate.sh", "simulated")
+    assert stages(calls) == ["prepare stores", "train csfm_nano", "evaluate simulated"]
+    read = studies(calls)["simulated"]
+    assert read.tasks == "simulated_rhythm,simulated_heart_rate" and read.store == str(script.folder / "run" / "stores")
+
+
+@pytest.mark.parametrize("environment", [{}, {"STUDY_STORES": "mine*"}])
+def test_where_nothing_can_be_studied_nothing_is_trained(script, environment):
+    script.store("mine", 12, "mine")
+    output, calls = script.run("evaluate.sh", "recordings", code=1, **environment)
+    assert stages(calls) == ["prepare stores"] and "nothing was studied" in output and "STUDY_TASKS" in output
+    _, calls = script.run("evaluate.sh", "recordings", STUDY_STORES="mine*", STUDY_TASKS="ptbxl_sex")
+    assert stages(calls)[-1] == "evaluate ptbxl"
 
 
 def test_fine_tunings_of_a_study_that_is_told_nothing(script):
     script.store("ptbxl", 10, "ptbxl")
-    _, calls = script.run("evaluate.sh", "simulated")
+    _, calls = script.run("evaluate.sh", "recordings")
     words = parsed(calls[-1])[1]
     made = config.load("benchmark_s4", words)
     assert (made.data.rows, made.training.keep_best, made.optimizer.learning_rate) == (16, "first", 1e-3)

@@ -19,7 +19,9 @@ _FROZEN = ("linear", "random", "given")
 def arguments(parser) -> None:
     parser.add_argument("--models", required=True, help="linear:RUN, random:RUN or a folder, separated by commas")
     options.of_stores(parser, "audit", "test")
-    parser.add_argument("--workdir", required=True, type=Path, help="where the results go; made if absent")
+    parser.add_argument(
+        "--workdir", required=True, action=options.WrittenHere, help="where the results go; made if absent"
+    )
     parser.add_argument("--source", help="the recordings that the stores were prepared from, as of csfm prepare")
     parser.add_argument("--key-file", type=Path, help="with --source: the key that subjects were hashed with, if any")
     parser.add_argument("--split", choices=("validation", "test"), default="test")

@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 
 from csfm_jax import config as configs
+from csfm_jax.commands.options import WrittenHere
 from data_pipelines import masking, plans, text, windows
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNELS, modality_of
@@ -23,7 +24,7 @@ def arguments(parser):
     parser.add_argument("stores", nargs="+", help="a store, a folder of stores, or several separated by commas")
     parser.add_argument("--config", help="a config file or the name of a shipped one: prints its packing plan")
     parser.add_argument("--suggest", action="store_true", help="prints the row length, V and S for these windows")
-    parser.add_argument("--output", help="what overlap and report write: pairs.json, report.html")
+    parser.add_argument("--output", action=WrittenHere, help="what overlap and report write: pairs.json, report.html")
     parser.add_argument("--split", choices=windows.SPLITS, default="train", help="whose windows are planned")
 
 

@@ -18,7 +18,7 @@ from data_pipelines.errors import BadInput
 from data_pipelines.store import SPLITS, Store
 
 
-def run(places: list[str], output: str | None, verify: str) -> int:
+def run(places: list[str], output: Path | None, verify: str) -> int:
     from tqdm import tqdm
 
     from data_pipelines.overlap import find_overlap
@@ -38,7 +38,7 @@ def run(places: list[str], output: str | None, verify: str) -> int:
     if (found.comparable or a is b) and other:
         print(f"                   {other} of them under two subjects")
     if output:
-        _write(Path(output), a, b, found)
+        _write(output, a, b, found)
     return 1 if found.crossing_subjects or found.crossing_pairs else 0
 
 

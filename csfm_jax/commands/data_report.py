@@ -7,13 +7,13 @@ from data_pipelines.errors import BadInput
 from data_pipelines.store import open_stores
 
 
-def run(places: list[str], output: str | None, verify: str) -> None:
+def run(places: list[str], output: Path | None, verify: str) -> None:
     from csfm_jax.reporting.facts import gather
     from csfm_jax.reporting.page import render
 
     if len(places) != 1:
         raise BadInput("csfm data report", f"{len(places)} places", "one; several separated by commas", "join them")
-    path = Path(output or "report.html")
+    path = output or Path("report.html")
     if path.suffix != ".html":
         raise BadInput("--output", "a name that does not end in .html", "one that does", "choose such a name")
     page = render([gather(store) for store in open_stores(places[0], verify)])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from csfm_jax.commands.options import WrittenHere
 from data_pipelines.errors import BadInput
 
 _POOL = 4  # batches' worth of windows that are packed together: fills rows well, and bounds memory
@@ -24,7 +25,7 @@ def arguments(parser) -> None:
         "--checkpoint", required=True, help="work directory, its checkpoints folder, or one step; here, gs://, s3://"
     )
     parser.add_argument("--input", required=True, help="a recording, a folder of them, or prepared stores")
-    parser.add_argument("--output", required=True, help="the Parquet file to write")
+    parser.add_argument("--output", required=True, action=WrittenHere, help="the Parquet file to write")
     parser.add_argument("--keep-names", action="store_true", help="name recordings by their path within INPUT")
     parser.add_argument("--verify", choices=("full", "size"), default="full", help="how stores are checked before use")
 
@@ -34,7 +35,7 @@ def run(args) -> None:
     from data_pipelines.storage import place
     from data_pipelines.store import stores_in
 
-    target = Path(args.output)
+    target = args.output
     if target.suffix != ".parquet":
         raise BadInput("--output", "a name that does not end in .parquet", "one that does", "choose such a name")
     prepared = bool(stores_in(place(args.input.split(",")[0])))

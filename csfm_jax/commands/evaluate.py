@@ -29,7 +29,7 @@ def arguments(parser) -> None:
     study = parser.add_argument_group("a study")
     study.add_argument("--tasks", help="as of csfm finetune, separated by commas")
     study.add_argument("--models", help="separated by commas; every other one is compared with the first")
-    study.add_argument("--workdir", help="the study's folder; made if absent")
+    study.add_argument("--workdir", action=options.WrittenHere, help="the study's folder; made if absent")
     study.add_argument(
         "--sensors", default="all",
         help="subsets that test recordings are read with: all, 12, 6, 3, 2, 1, ecg, ppg, ecg+ppg, lead:II ...",
@@ -60,7 +60,7 @@ def arguments(parser) -> None:
     probe = parser.add_argument_group("a probe of labels that are no task")
     probe.add_argument("--checkpoint", help="work directory, its checkpoints folder, or one step; here, gs://, s3://")
     probe.add_argument("--labels", help='patterns separated by commas; "superclass/*" if none is given')
-    probe.add_argument("--output", help="results as JSON")
+    probe.add_argument("--output", action=options.WrittenHere, help="results as JSON")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates")
     parser.add_argument("--seed", type=int, default=0, help="of random networks, trees, subsets and the bootstrap")
 
@@ -89,7 +89,7 @@ def _study(args) -> int:
     from csfm_jax.reporting import evaluation_page
     from data_pipelines.store import open_stores
 
-    halvings, folder = _halvings(args.label_fractions), Path(args.workdir)
+    halvings, folder = _halvings(args.label_fractions), args.workdir
     if args.folds and (args.folds < 3 or args.similarity):
         found = "with --similarity, which compares two networks" if args.similarity else str(args.folds)
         raise BadInput("--folds", found, "3 or more, alone", "5 is usual; leave one out")
@@ -226,9 +226,8 @@ def _cell(interval: dict, sign: str = "") -> str:
     return f"{interval['point']:{sign}.3f} ({interval['low']:{sign}.3f}, {interval['high']:{sign}.3f})"
 
 
-def write_json(values: dict, path: str) -> None:
+def write_json(values: dict, target: Path) -> None:
     """Writes results whole or not at all; figures that do not exist are null."""
-    target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     partial.write_text(json.dumps(_plain(values), indent=1) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ Options of the form --config.x.y=value pass into the training command.
 from pathlib import Path
 
 from csfm_jax import launching
+from csfm_jax.commands.options import WrittenHere
 from data_pipelines.errors import BadInput
 
 
@@ -17,7 +18,7 @@ def arguments(parser) -> None:
     parser.add_argument("--config", required=True, help="a config file or the name of a shipped one")
     parser.add_argument("--workdir", required=True, help="the run's folder; gs:// or s3:// in a cloud")
     parser.add_argument("--stores", required=True, help="prepared stores, as in --config.data.stores")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the files go; made if absent")
+    parser.add_argument("--output", action=WrittenHere, metavar="FOLDER", help="where the files go; made if absent")
     parser.add_argument("--dry-run", action="store_true", help="print the files instead")
     parser.add_argument("--name", help="of the job; default: of the config")
     parser.add_argument("--topology", metavar="GENERATION:SHAPE", help="a TPU slice, e.g. v5e:16x16")

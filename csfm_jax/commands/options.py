@@ -1,6 +1,17 @@
 """Options that several commands share; no command itself."""
 
+import argparse
+
+from data_pipelines.storage import place_here
+
 _UNCHECKED = "even where nothing tells whether {whom} subjects were trained on (see `csfm data overlap`)"
+
+
+class WrittenHere(argparse.Action):
+    """An option that names what a command writes, on this machine alone: a `Path`; BadInput for an address."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, place_here(values, option_string))
 
 
 def of_fine_tuned(parser, doing: str, whom: str) -> None:

@@ -13,6 +13,7 @@ from collections import defaultdict
 
 from csfm_jax import config as configs
 from csfm_jax import platform_flags
+from csfm_jax.commands.options import WrittenHere
 from csfm_jax.config import Config, MeshConfig
 from data_pipelines.errors import BadInput
 
@@ -32,6 +33,7 @@ def arguments(parser):
     parser.add_argument("--largest", action="store_true", help="search for the largest batch that fits: compiles again")
     parser.add_argument(
         "--fill-cache",
+        action=WrittenHere,
         metavar="FOLDER",
         help="only compile what the run starts with, into this folder: WORKDIR/compilation_cache, or a shared one",
     )

@@ -9,8 +9,6 @@ Of a task that predicts signals OUTPUT is a new folder: recording-000000.npz and
 was recorded, and recordings.parquet, whose they are and how far the two are apart (`evaluation/translated_files.py`).
 """
 
-from pathlib import Path
-
 from csfm_jax.commands import options
 from data_pipelines.errors import BadInput
 
@@ -18,7 +16,9 @@ from data_pipelines.errors import BadInput
 def arguments(parser) -> None:
     options.of_fine_tuned(parser, "predict", "test")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
-    parser.add_argument("--output", required=True, type=Path, help="a .parquet or .npz file; of signals, a new folder")
+    parser.add_argument(
+        "--output", required=True, action=options.WrittenHere, help="a .parquet or .npz file; of signals, a new folder"
+    )
     parser.add_argument(
         "--blind", action="store_true",
         help="of signals: predict from inputs as they were recorded, of recordings that need not hold the targets",

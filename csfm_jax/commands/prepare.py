@@ -15,6 +15,7 @@ last; the same command goes on where it stopped there too.
 import sys
 from pathlib import Path
 
+from csfm_jax.commands.options import WrittenHere
 from data_pipelines.errors import BadInput
 
 
@@ -22,7 +23,7 @@ def arguments(parser):
     add = parser.add_argument
     add("--source", required=True, help="a folder of recordings, tfds:FOLDER, or simulated:subjects=200,seed=0")
     add("--output", required=True, help="folder (or s3://, gs:// address) of the store; of the stores, if several")
-    add("--staging", type=Path, metavar="FOLDER", help="where a store for s3://, gs:// is made (default: in TMPDIR)")
+    add("--staging", action=WrittenHere, metavar="FOLDER", help="where stores for s3://, gs:// are made [in TMPDIR]")
     add("--keep-reports", action="store_true", help="store the text reports, and a vocabulary trained on them")
     add("--shards", type=int, help="files of a store (default: about 64 recordings each)")
     add("--workers", type=int, default=1, help="processes; the result is the same (default: 1)")
@@ -34,7 +35,7 @@ def arguments(parser):
     add("--spec", default="csfm-jax", help="preprocessing: csfm-jax (default) or csfm-published")
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument("--key-file", type=Path, help="the site's secret for hashing subjects (not for public datasets)")
-    keys.add_argument("--new-key", type=Path, metavar="FILE", help="make such a secret, and use it")
+    keys.add_argument("--new-key", action=WrittenHere, metavar="FILE", help="make such a secret, and use it")
 
 
 def run(args):

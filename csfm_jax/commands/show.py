@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from csfm_jax.commands.options import WrittenHere
 from data_pipelines.errors import BadInput
 from data_pipelines.masking import STRATEGIES
 
@@ -14,7 +15,7 @@ def arguments(parser) -> None:
         required=True,
         help="one recording, e.g. a WFDB header (.hea), or a source, of which the first recording is drawn",
     )
-    parser.add_argument("--output", required=True, help="the PNG to write")
+    parser.add_argument("--output", required=True, action=WrittenHere, help="the PNG to write")
     parser.add_argument("--checkpoint", help="work directory, its checkpoints folder, or one step; here, gs://, s3://")
     parser.add_argument("--strategy", choices=STRATEGIES, default="random", help="what is hidden (with --checkpoint)")
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="seconds into the recording")
@@ -27,7 +28,7 @@ def arguments(parser) -> None:
 def run(args) -> None:
     from csfm_jax import drawing
 
-    if Path(args.output).suffix.lower() != ".png":
+    if args.output.suffix.lower() != ".png":
         raise BadInput("--output", "a name that does not end in .png", "a name ending in .png", "choose such a name")
     if args.seconds is not None and not args.seconds > 0:
         raise BadInput("--seconds", f"{args.seconds:g}", "more than 0", "correct it")

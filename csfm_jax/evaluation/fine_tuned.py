@@ -20,6 +20,7 @@ from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.models import lora
 from csfm_jax.objectives.supervised import Supervised
 from csfm_jax.objectives.translation import Translation
+from csfm_jax.spread import OverDevices
 from csfm_jax.tasks.resolve import cut, read_tokens
 from data_pipelines import folds, preprocess
 from data_pipelines.config import WindowConfig
@@ -97,7 +98,8 @@ class FineTuned(NamedTuple):
         graphdef, state = nnx.split(self.objective)
         with tempfile.TemporaryDirectory(prefix="csfm-plans-") as plans:
             read = Split(self.config, stores, split, Path(plans))
-            found = [(np.asarray(_apply(graphdef, state, b)), b.labels, b.window) for b in read.batches()]
+            network = OverDevices(partial(_apply, graphdef), state, read_tokens(self.config))
+            found = [(values, b.labels, b.window) for b, values in network.over(read.batches())]
         return read.averaged(found)
 
     def tell(self, signal, rate=None, channels=None, unit="mV", mains: float | None = None) -> "Told":

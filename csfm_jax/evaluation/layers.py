@@ -7,6 +7,7 @@ from flax import nnx
 from csfm_jax.evaluation.features import reading
 from csfm_jax.evaluation.similarity import MinibatchCKA
 from csfm_jax.loaded_encoder import LoadedEncoder
+from csfm_jax.spread import OverDevices
 from data_pipelines.config import WindowConfig
 from data_pipelines.store import Store
 
@@ -17,11 +18,11 @@ _BATCH = 128
 def layer_means(encoder: LoadedEncoder, stores: list[Store], window: WindowConfig) -> dict[tuple, np.ndarray]:
     """(store, recording, start) of test windows -> [L, D] float32, every layer's mean over the window's tokens."""
     graphdef, state = nnx.split(encoder.encoder)
-    apply = jax.jit(lambda state, batch: nnx.merge(graphdef, state).layers(batch).pooled)
+    means = jax.jit(lambda state, batch: nnx.merge(graphdef, state).layers(batch).pooled)
+    network = OverDevices(means, state, encoder.config.tokens)
     found: dict[tuple, np.ndarray] = {}
     with reading(encoder, stores, "test", window) as (table, batches):
-        for batch in batches:
-            pooled = np.asarray(apply(state, batch))
+        for batch, pooled in network.over(batches):
             for row, slot in zip(*np.nonzero(batch.window >= 0)):
                 number = batch.window[row, slot]
                 key = int(table.store[number]), int(table.recording[number]), float(table.start[number])

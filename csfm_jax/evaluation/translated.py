@@ -13,6 +13,7 @@ from flax import nnx
 
 from csfm_jax.baselines import classical
 from csfm_jax.evaluation.predictions import Predictions, Split
+from csfm_jax.spread import OverDevices
 from csfm_jax.tasks.resolve import read_stores, read_tokens
 from csfm_jax.tasks.task import MEASURED
 from data_pipelines.errors import BadInput
@@ -106,20 +107,21 @@ def _some(model, view, position, split) -> Iterator[Translated]:
     tokens, pieces = read_tokens(model.config), {}
     with tempfile.TemporaryDirectory(prefix="csfm-plans-") as plans:
         read = Split(model.config, [view], split, Path(plans))
-        for batch in read.batches():
-            found, values = jax.device_get(_apply(graphdef, state, batch))
+        network = OverDevices(partial(_apply, graphdef), state, tokens)
+        for batch, (found, values) in network.over(read.batches()):
+            recorded = np.full_like(found.recorded, np.nan) if view.blind else found.recorded
             for row, slot in zip(*np.nonzero(batch.window >= 0)):
                 window = int(batch.window[row, slot])
                 tokens_ = np.flatnonzero((batch.segment[row] == slot + 1) & batch.target[row])
                 placed = batch.channel[row, tokens_], batch.time[row, tokens_]
-                samples = (found.predicted[row, tokens_], found.recorded[row, tokens_])
+                samples = (found.predicted[row, tokens_], recorded[row, tokens_])
                 pieces[window] = (_joined(*placed, *samples, tokens, model), values[row, slot])
     table = read.table
     for recording in np.flatnonzero(view.index.split >= 0):
         mine = [w for w in np.flatnonzero(table.recording == recording) if w in pieces]
         if mine:
             made = _whole(model, tokens, position, int(recording), table, mine, pieces)
-            yield made if not view.blind else _unmeasured(made)
+            yield _unmeasured(made) if view.blind else made
 
 
 def _joined(channel, time, predicted, recorded, tokens, model) -> dict[str, tuple]:
@@ -158,10 +160,7 @@ def _whole(model, tokens, position, recording, table, mine, pieces) -> Translate
 
 
 def _unmeasured(one: Translated) -> Translated:
-    unknown = {
-        name: Signal(signal.predicted, np.full_like(signal.recorded, np.nan)) for name, signal in one.signals.items()
-    }
-    return replace(one, signals=unknown, values=np.full_like(one.values, np.nan), windows=np.zeros_like(one.windows))
+    return replace(one, values=np.full_like(one.values, np.nan), windows=np.zeros_like(one.windows))
 
 
 def _mean_known(values: np.ndarray) -> np.ndarray:

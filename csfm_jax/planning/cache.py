@@ -11,12 +11,11 @@ from pathlib import Path
 from csfm_jax import platform_flags, sharding
 from csfm_jax.config import Config
 from data_pipelines.errors import BadInput
-from data_pipelines.storage import is_remote
 
 HERE = "here"
 
 
-def fill(config: Config, topology: str, slices: int, folder: str) -> dict[str, int]:
+def fill(config: Config, topology: str, slices: int, folder: Path) -> dict[str, int]:
     """Compiles a run's training step, evaluation and initialisation into a cache.
 
     Args:
@@ -29,9 +28,7 @@ def fill(config: Config, topology: str, slices: int, folder: str) -> dict[str, i
     Raises:
         BadInput: the config does not fit the devices; no compiler; a folder that cannot be written.
     """
-    if is_remote(folder):
-        raise BadInput("--fill-cache", folder, "a folder here", "fill one, and copy its files there")
-    path = Path(folder).absolute()
+    path = folder.absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -114,8 +114,8 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         owed = saved.get("owes_validation", False) and together.anywhere(log.lacks("validation", done))
         if owed and not run.validate(validation, done, state, stop.asked):
             steps = ()
-        elif owed and best.better(run.measured):
-            best.keep(done)
+        else:  # the run before may have ended between saving its last step and keeping it as the best one
+            best.catch_up(done, log.line("validation", done))
         for number in steps:
             watch.step(number)
             with goodput.spent("data"):

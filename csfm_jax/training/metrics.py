@@ -195,12 +195,16 @@ class Log:
         scalars = {f"{k}/{part}" if part else k: v for k, parts in parted.items() for part, v in parts.items()}
         self._board.add(step, {k: v for k, v in scalars.items() if v is not None})
 
+    def line(self, name: str, step: int) -> dict | None:
+        """The line of a step in NAME.jsonl; None where there is none, and in a process that writes none."""
+        if name not in self._files:
+            return None
+        lines = map(json.loads, Path(self._files[name].name).read_text(encoding="utf-8").splitlines())
+        return next((line for line in lines if line["step"] == step), None)
+
     def lacks(self, name: str, step: int) -> bool:
         """Whether NAME.jsonl has no line of a step; False in a process that writes none."""
-        if name not in self._files:
-            return False
-        written = Path(self._files[name].name).read_text(encoding="utf-8").splitlines()
-        return all(json.loads(line)["step"] != step for line in written)
+        return name in self._files and self.line(name, step) is None
 
     def progress(self, step: int, loss: float | None) -> None:
         if self._bar is not None:

@@ -34,6 +34,14 @@ def anywhere(flag: bool) -> bool:
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+def of_first(value: float) -> float:
+    """The number that process 0 holds, bit by bit; asked by all."""
+    if jax.process_count() == 1:
+        return value
+    mine = np.frombuffer(np.float64(value).tobytes(), np.uint8)  # as it is: JAX would make it a float32
+    return float(multihost_utils.process_allgather(mine)[0].view(np.float64)[0])
+
+
 def check_equal(what: str, digest: str, expected: str, remedy: str) -> None:
     """Refuses to go on with processes that do not hold the same.
 

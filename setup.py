@@ -48,6 +48,7 @@ EXTRAS = {
         # the TPU compiler: `csfm plan` is tested with it, and needs no TPU
         "libtpu>=0.0.42,<0.1",
         "gcp-storage-emulator>=2026.7,<2027",
+        "kubernetes-validate>=1.37,<1.38",
         "moto[server]>=5.2,<6",
         "pytest>=8.3,<10",
         "pytest-timeout>=2.3,<3",

@@ -49,6 +49,7 @@ EXTRAS = {
         "libtpu>=0.0.42,<0.1",
         "lifelines>=0.30,<0.31",
         "gcp-storage-emulator>=2026.7,<2027",
+        "kubernetes-validate>=1.37,<1.38",
         "moto[server]>=5.2,<6",
         "pytest>=8.3,<10",
         "pytest-timeout>=2.3,<3",

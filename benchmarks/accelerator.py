@@ -4,16 +4,18 @@ python -m benchmarks.accelerator --sizes=tiny,base,large --rows=16 --row-tokens=
 
 Needs jax, flax, optax and numpy, and this checkout; no store and no file. Rows are made on the spot: windows of twelve
 leads, of a lead and PPG, and of PPG alone, a quarter of their tokens visible. Every way of attention is first held
-against the reference (output, gradients of q, k and v, in bfloat16): one that is wrong is not timed, and the exit code
-is 1. MFU is products of the model (`csfm_jax/models/flops.py`: attention over all pairs of a row) over what the same
-devices make of a large bfloat16 product in the same run, the "ceiling"; recomputation is not counted. Seconds are the
-best of three rounds of steps that the host queues without waiting, as training does.
+against the reference (output, gradients of q, k and v, in bfloat16), and one that is wrong is not timed. What fails to
+compile or to run is told in a line, with its stack on stderr, and the rest is measured all the same; in both cases the
+exit code is 1 at the end. MFU is products of the model (`csfm_jax/models/flops.py`: attention over all pairs of a row)
+over what the same devices make of a large bfloat16 product in the same run, the "ceiling"; recomputation is not
+counted. Seconds are the best of three rounds of steps that the host queues without waiting, as training does.
 """
 
 import argparse
 import json
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,10 +26,15 @@ SIZES = {
     "base": {"encoder": (768, 12, 12, 64, 3072), "decoder": (256, 4, 4, 64, 1024), "remat": "dots"},
     "large": {"encoder": (1024, 16, 24, 64, 4096), "decoder": (256, 4, 4, 64, 1024), "remat": "full"},
 }
-BACKENDS = {"tpu": ("splash", "dense", "blocks"), "gpu": ("dense", "triton", "blocks"), "cpu": ("blocks", "dense")}
+BACKENDS = {
+    "tpu": ("splash", "dense", "blocks"),
+    "gpu": ("dense", "triton", "cudnn", "blocks"),
+    "cpu": ("blocks", "dense"),
+}
 KEEP = 0.25  # of a window's tokens are visible
 WRONG = 0.03  # of the largest value: several roundings to bfloat16 (0.004 each)
 ROUNDS = 3
+FAILED = "failed"
 
 
 def config_of(size: str, rows: int, row_tokens: int, attention: str):
@@ -194,16 +201,25 @@ def figures(options: argparse.Namespace) -> Iterator[tuple[str, float, str, str]
                 if not error <= WRONG:
                     continue
                 found = step_time(config, options.steps)
-            except jax.errors.JaxRuntimeError as failed:
-                if "RESOURCE_EXHAUSTED" not in str(failed):
-                    raise
-                yield f"{name}: does not fit", float("nan"), "", "fewer --rows"
+            except Exception as problem:  # whatever a compiler raises: the next machine may be long in coming
+                what, note = told(problem)
+                yield f"{name}: {what}", float("nan"), "", note
                 continue
             done = flops.count(config).train * config.data.rows / found["seconds"]
             rows = f"{options.rows} rows of {options.row_tokens} tokens a device, {found['bytes'] / 2**30:.1f} GiB"
             yield f"{name}: step", 1e3 * found["seconds"], "ms", f"{rows}; first loss {found['loss']:.4f}"
             yield f"{name}: tokens", found["tokens"] / found["seconds"], "tokens/s", "all devices, padding not counted"
             yield f"{name}: MFU", done / (reached * devices), "", f"{done / devices / 1e12:.1f} TFLOP/s a device"
+
+
+def told(problem: Exception) -> tuple[str, str]:
+    """(what, note) of a step that was not measured."""
+    text = str(problem)
+    # a kernel whose tiles need more than a multiprocessor's shared memory is RESOURCE_EXHAUSTED, too, with any rows
+    if "RESOURCE_EXHAUSTED" in text and "shared memory" not in text.lower():
+        return "does not fit", "fewer --rows"
+    traceback.print_exception(problem)
+    return FAILED, f"{type(problem).__name__}: {text.strip().partition(chr(10))[0][:200]}"
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -239,7 +255,8 @@ def main(words: list[str] | None = None) -> int:
         if options.output:  # after every figure: a run that is cut off leaves what it has
             options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     errors = [f["value"] for f in found if f["name"].endswith("error")]
-    return 1 if any(error is None or error > WRONG for error in errors) else 0
+    failed = any(f["name"].endswith(FAILED) for f in found)
+    return 1 if failed or any(error is None or error > WRONG for error in errors) else 0
 
 
 if __name__ == "__main__":

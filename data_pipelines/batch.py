@@ -40,3 +40,16 @@ class TokenBatch(NamedTuple):
     labels: np.ndarray
     token_labels: np.ndarray
     window: np.ndarray
+
+
+def windows_digest(window):
+    """An int32 that tells which windows are in an array of their numbers (-1 = padding), NumPy's or JAX's.
+
+    Each number is mixed (the finaliser of Appleby's MurmurHash3), and all are summed: where they stand, and on which
+    host, changes nothing, and modulo 2**32 the digests of an epoch's batches sum up to that of all its windows.
+    """
+    mixed = window.astype(np.uint32) + np.uint32(1)  # padding becomes 0, which stays 0
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> np.uint32(shift))) * np.uint32(factor)
+    mixed = mixed ^ (mixed >> np.uint32(16))
+    return mixed.view(np.int32).sum(dtype=np.int32)  # signed, as a step's other counts are: they travel in one array

@@ -3,8 +3,10 @@
     python -m drill [--processes=2,4] [--faults=WORDS]
 
 Several processes on this machine (JAX with gloo) train a tiny model on a simulated cohort. After each fault the same
-command is given again; then every step must stand in metrics.jsonl once, with the batch (epoch and row) that the
-undisturbed run had there and its loss: bit for bit on as many processes, within 1e-5 of it on another number.
+command is given again: it must go on from the newest checkpoint that is whole, and then every step must stand in
+metrics.jsonl once, with the windows that the undisturbed run had there (the digest of those that entered the step) and
+its loss: bit for bit on as many processes, within 1e-5 of it on another number. Of the undisturbed run, every epoch has
+each of its planned windows exactly once.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import atexit
 import contextlib
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -26,8 +29,14 @@ from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 
+import numpy as np
+
 from csfm_jax import cli
+from csfm_jax import config as configs
 from csfm_jax.training.manifest import finished_steps
+from data_pipelines.batch import windows_digest
+from data_pipelines.loader import Rows
+from data_pipelines.store import open_stores
 
 STEPS, SAVE_EVERY, FAULT_AT = 24, 6, 9
 SOON = 60  # seconds that processes have to end after one of them has; a machine may be busy
@@ -51,7 +60,11 @@ def get_config():
 
 
 class Cluster:
-    """Runs of some processes; `compiled` is shared by all runs, so that each program is compiled once."""
+    """Runs of some processes; `compiled` is shared by all runs, so that each program is compiled once.
+
+    Attributes:
+        epochs: of each epoch that a run begins, its steps and the digest of its planned windows.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self._number, self._stores = folder, 0, folder / "stores"
@@ -65,6 +78,10 @@ class Cluster:
             importlib.import_module(name)
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
         self._fork = multiprocessing.get_context("fork")
+        planning = self._fork.Process(target=_write_epochs, args=(folder, self._stores))
+        planning.start()  # which leaves its threads, of Arrow's, to a process that nobody forks
+        planning.join()
+        self.epochs = json.loads((folder / "epochs.json").read_text())
 
     def start(self, workdir: Path, processes: int) -> list[Process]:
         words = ["train", f"--config={self.folder / 'tiny.py'}", f"--workdir={workdir}",
@@ -119,6 +136,17 @@ def _csfm(words: list[str], environment: dict[str, str], log: Path) -> None:
     sys.exit(code)
 
 
+def _write_epochs(folder: Path, stores: Path) -> None:
+    config = configs.load(str(folder / "tiny.py"), [f"--config.data.stores={stores}"])
+    rows = Rows(open_stores(config.data.stores), config.tokens, config.data, "train", folder / "plans")
+    epochs = []
+    while sum(steps for steps, _ in epochs) < STEPS:
+        plan = rows.plans.get(len(epochs))
+        every = np.arange(len(plan.recording))
+        epochs.append((math.ceil(plan.rows / config.data.rows), int(windows_digest(every)) % 2**32))
+    (folder / "epochs.json").write_text(json.dumps(epochs))
+
+
 def _free_job() -> int:
     for job in range(os.getpid() % 4096, 4096 * 2):
         with socket.socket() as port, contextlib.suppress(OSError):
@@ -147,6 +175,26 @@ def reached(workdir: Path, step: int):
     return happened
 
 
+def saving(workdir: Path, step: int):
+    """That a checkpoint is being written: Orbax renames it when it is whole."""
+    return lambda: any((workdir / "checkpoints").glob(f"{step}.orbax*"))
+
+
+def unplanned(workdir: Path, epochs: list[tuple[int, int]]) -> list[str]:
+    """The whole epochs of a run in which a planned window was missing, or came twice."""
+    digests, wrong, at = [int(line["windows_digest"], 16) for line in lines(workdir)], [], 0
+    for epoch, (steps, planned) in enumerate(epochs):
+        of_epoch, at = digests[at : at + steps], at + steps
+        if at <= STEPS and sum(of_epoch) % 2**32 != planned:
+            wrong.append(f"epoch {epoch}: other windows than planned, or not each once")
+    return wrong
+
+
+def newest(workdir: Path) -> int:
+    """The newest step of which there is a whole checkpoint, 0 where there is none."""
+    return max(finished_steps(workdir / "checkpoints"), default=0)
+
+
 def differences(workdir: Path, undisturbed: Path, exact: bool) -> list[str]:
     """What of the run is not as in the undisturbed one."""
     found, expected, wrong = lines(workdir), lines(undisturbed), []
@@ -156,7 +204,7 @@ def differences(workdir: Path, undisturbed: Path, exact: bool) -> list[str]:
     if [line["step"] for line in mine] != [line["step"] for line in others] or (exact and mine != others):
         wrong.append(f"validation after steps {[line['step'] for line in mine]}, or its figures")
     for mine, other in zip(found, expected):
-        for name in ("epoch", "row", "fill/tokens", "fill/visible"):
+        for name in ("epoch", "row", "windows_digest", "fill/tokens", "fill/visible"):
             if mine[name] != other[name]:
                 wrong.append(f"step {mine['step']}: {name} {mine[name]} instead of {other[name]}")
         limit = 0.0 if exact else 1e-5 * abs(other["loss"])
@@ -171,9 +219,13 @@ def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[t
     def folder(name: str) -> Path:
         return cluster.folder / f"{processes}-{name}"
 
-    def again(workdir: Path, on: int = processes) -> list[str]:
-        codes = cluster.run(workdir, on)
-        return [f"exit codes {codes}, given again"] * any(codes) + differences(workdir, undisturbed, on == processes)
+    def again(workdir: Path, on: int = processes, damaged: int = 0) -> list[str]:
+        """The same command once more; `damaged`: the step of a checkpoint that is none."""
+        whole = set(finished_steps(workdir / "checkpoints")) - {damaged}
+        begins, codes = max(whole, default=0), cluster.run(workdir, on)
+        wrong = [f"exit codes {codes}, given again"] * any(codes)
+        wrong += [f"it did not go on after step {begins}"] * (f"steps: {begins} done of {STEPS}" not in cluster.said())
+        return wrong + differences(workdir, undisturbed, on == processes)
 
     def stopped(workdir: Path, rank: int) -> list[str]:
         running = cluster.start(workdir, processes)
@@ -182,7 +234,7 @@ def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[t
         codes = cluster.finish(running)
         last = (lines(workdir) or [{"step": 0}])[-1]["step"]
         wrong = [f"exit codes {codes}"] * any(codes) + ["it was not stopped"] * (last >= STEPS)
-        return wrong + [f"no checkpoint of step {last}"] * (last not in finished_steps(workdir / "checkpoints"))
+        return wrong + [f"no checkpoint of step {last}"] * (last != newest(workdir))
 
     def copied(workdir: Path) -> list[str]:
         once = folder("stopped")  # several faults begin with the same stopped run
@@ -190,7 +242,8 @@ def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[t
         shutil.copytree(once, workdir)
         return wrong
 
-    def killed(workdir: Path, rank: int, happened) -> list[str]:
+    def killed(workdir: Path, rank: int, happened, whole: list[int] | None = None) -> list[str]:
+        """As soon as something has `happened`; `whole`: the checkpoints that must stand then."""
         running = cluster.start(workdir, processes)
         wait_for(running, happened)
         running[rank].kill()
@@ -198,7 +251,10 @@ def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[t
         # "leader": JAX's runtime names process 0 so
         said = cluster.said().replace("leader task was preempted/died", "process 0: found gone")
         wrong = [f"exit codes {codes}"] * (0 in codes or "did not end" in codes)
-        return wrong + ["the others do not name it"] * (f"process {rank}: found gone" not in said) + again(workdir)
+        wrong += ["the others do not name it"] * (f"process {rank}: found gone" not in said)
+        found = finished_steps(workdir / "checkpoints")
+        wrong += [f"checkpoints of steps {found} instead of {whole}"] * (whole not in (None, found))
+        return wrong + again(workdir)
 
     to = folder("term-0")
     yield "SIGTERM to process 0", lambda to=to: copied(to) + again(to)
@@ -211,9 +267,12 @@ def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[t
             f"kill -9 of process {rank} during a step",
             lambda to=to, rank=rank: killed(to, rank, reached(to, FAULT_AT)),
         )
-    to = folder("kill-save")
-    saving = lambda to=to: any((to / "checkpoints").glob(f"{2 * SAVE_EVERY}.orbax*"))  # noqa: E731
-    yield f"kill -9 of process {processes - 1} during a save", lambda to=to: killed(to, processes - 1, saving)
+    for rank in {0, processes - 1}:
+        to = folder(f"kill-save-{rank}")
+        yield (
+            f"kill -9 of process {rank} during a save",
+            lambda to=to, rank=rank: killed(to, rank, saving(to, 2 * SAVE_EVERY), whole=[SAVE_EVERY]),
+        )
     for other in {1, 2, 4} - {processes}:
         to = folder(f"on-{other}")
         yield f"restarted on {other} processes", lambda to=to, other=other: copied(to) + again(to, on=other)
@@ -223,18 +282,19 @@ def scenarios(cluster: Cluster, processes: int, undisturbed: Path) -> Iterator[t
 
 
 def _flipped(cluster, workdir, again) -> list[str]:
-    newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    step = newest(workdir)
+    written = (workdir / "checkpoints" / str(step)).rglob("*")
+    victim = max((p for p in written if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    wrong = again(workdir)
+    wrong = again(workdir, damaged=step)
     return wrong + ["it does not say which file"] * (str(victim) not in cluster.said())
 
 
 def _disk_full(cluster, workdir, processes, again) -> list[str]:
     workdir.mkdir()
-    small, large = "size=600k", "size=100m"
+    small, large = "size=700k", "size=100m"  # the first checkpoint, and no second
     if subprocess.run(["mount", "-t", "tmpfs", "-o", small, "tmpfs", str(workdir)], capture_output=True).returncode:
         return ["NOT TRIED: a small file system cannot be mounted here (needs root)"]
     try:
@@ -243,6 +303,7 @@ def _disk_full(cluster, workdir, processes, again) -> list[str]:
         told = re.search(f"^csfm train: {workdir}.*: found no space left on device", said, re.MULTILINE)
         wrong += ["it is not named"] * (not told) + re.findall(r"Traceback[\s\S]{,2000}", said)[:1]
         wrong += ["not all say who is gone"] * (said.count(" has ended, and this one with it") != codes.count(1))
+        wrong += ["no checkpoint stands"] * (newest(workdir) == 0)
         subprocess.run(["mount", "-o", f"remount,{large}", str(workdir)], check=True)
         return wrong + again(workdir)
     finally:
@@ -263,6 +324,9 @@ def main() -> int:
             undisturbed = Path(folder) / f"{processes}-undisturbed"
             if any(codes := cluster.run(undisturbed, processes)):
                 print(f"{processes} processes, undisturbed: exit codes {codes}\n{cluster.said()[-2000:]}")
+                return 1
+            if wrong := unplanned(undisturbed, cluster.epochs):
+                print(f"{processes} processes, undisturbed: {'; '.join(wrong)}")
                 return 1
             for what, tried in scenarios(cluster, processes, undisturbed):
                 if args.faults not in what:

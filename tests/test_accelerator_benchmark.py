@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,11 @@ import pytest
 
 from benchmarks import accelerator
 from csfm_jax import config as configs
+from csfm_jax import sharding
 from csfm_jax.models import attention
+from csfm_jax.training.optimizer import learning_rate, make_optimizer
+from csfm_jax.training.state import blueprint
+from csfm_jax.training.step import make_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 # What is no part of jax, flax, optax and numpy, or of what these need themselves.
@@ -80,3 +85,46 @@ def test_what_is_wrong_is_told_and_not_timed(monkeypatch, capsys):
     words = ["--sizes=nano", "--attention=dense", "--rows=2", "--row-tokens=64", "--steps=1", "--matmul=64"]
     assert accelerator.main(words) == 1
     assert "attention's error" in (said := capsys.readouterr().out) and "MFU" not in said
+
+
+def test_what_fails_is_told_and_the_rest_is_measured(monkeypatch, capsys, tmp_path):
+    """The next machine with a GPU may be long in coming."""
+
+    def no_kernel(*_):
+        raise NotImplementedError("no lowering of this\nand what else a compiler says")
+
+    monkeypatch.setitem(attention.BACKENDS, "triton", no_kernel)
+    monkeypatch.setattr(accelerator, "step_time", lambda *_: {"seconds": 1.0, "loss": 1.0, "bytes": 0, "tokens": 1})
+    words = ["--attention=triton,dense", "--rows=2", "--row-tokens=64", "--matmul=64"]
+    assert accelerator.main(["--sizes=nano,tiny", *words, f"--output={tmp_path / 'figures.json'}"]) == 1
+    said, stack = capsys.readouterr()
+    told = "NotImplementedError: no lowering of this"
+    notes = {f["name"]: f["note"] for f in json.loads((tmp_path / "figures.json").read_text())}
+    assert notes["nano, triton: failed"] == notes["tiny, triton: failed"] == told
+    assert said.count(told) == 2 and "what else" not in said and stack.count("in no_kernel") == 2
+    assert "nano, dense: MFU" in notes and "tiny, dense: MFU" in notes and "nano, triton: MFU" not in notes
+
+
+@pytest.mark.parametrize(
+    "message, what",
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2306867200 bytes.", "does not fit"),
+        ("RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 131072, available: 101376", "failed"),
+        ("INTERNAL: ptxas exited with non-zero error code", "failed"),
+    ],
+)
+def test_the_memory_of_a_device_is_not_that_of_a_multiprocessor(message, what):
+    assert accelerator.told(RuntimeError(message))[0] == what
+
+
+@pytest.mark.parametrize("backend, kernels", [("triton", 6), ("cudnn", 4)])  # of the encoder's and the decoder's blocks
+def test_the_step_is_lowered_for_a_gpu(backend, kernels, monkeypatch):
+    """Kernels under a mesh, within the scan over blocks, and their gradients; nobody compiles them here."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    config = accelerator.config_of("nano", 2, 2048, backend)
+    optimizer, mesh = make_optimizer(config.optimizer, 1), sharding.make_mesh(config.mesh)
+    plan = blueprint(config, optimizer, mesh)
+    step = make_train_step(plan, optimizer, learning_rate(config.optimizer, 1), config)
+    with sharding.use(mesh):
+        text = step.trace(plan.abstract, accelerator.packed_rows(config)).lower(lowering_platforms=("cuda",)).as_text()
+    assert len(re.findall(r"custom_call @__(?:gpu\$xla\.gpu\.triton|cudnn\$fmha)", text)) == kernels

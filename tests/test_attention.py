@@ -21,9 +21,11 @@ from csfm_jax.models.attention import BACKENDS, SHORT, SHORT_GPU, attend, choose
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """The kernels of other platforms run here, slowly."""
+    """The kernels of other platforms run here, slowly; for cuDNN's, XLA computes what it is asked for."""
     for name, kernel in (("splash", splash), ("triton", triton)):
         monkeypatch.setitem(BACKENDS, name, functools.partial(kernel.attend, interpret=True))
+    real = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *x, implementation=None, **more: real(*x, **more))
 
 
 def packed(length, heads=2, head_dim=16, seed=0):
@@ -77,10 +79,11 @@ def test_reference_is_the_formula():
     assert not np.asarray(out)[np.asarray(segments) == 0].any()  # padding gives zeros, the empty row too
 
 
-@pytest.mark.parametrize("backend", ["dense", "blocks", "splash", "triton"])
-@pytest.mark.parametrize("length", [40, 130])  # 130 is padded to two of splash's blocks, to three of triton's
-def test_backends_agree_with_the_reference(backend, length, interpreted):
-    case = packed(length)
+@pytest.mark.parametrize("backend", ["dense", "blocks", "splash", "triton", "cudnn"])
+# 129 is padded to two of splash's blocks, to three of triton's; of cudnn it is padded, too, and so are the heads
+@pytest.mark.parametrize("length, head_dim", [(40, 16), (129, 12)])
+def test_backends_agree_with_the_reference(backend, length, head_dim, interpreted):
+    case = packed(length, head_dim=head_dim)
     assert_agree(with_gradients(backend, *case), with_gradients("reference", *case), 1e-5)
 
 
@@ -159,7 +162,7 @@ def test_bfloat16_stays_near_the_reference(interpreted):
     *case, segments = packed(64)
     rounded = [x.astype(jnp.bfloat16) for x in case]
     # blocks compute in float32 and round at the end
-    for backend, tolerance in (("dense", 0.03), ("blocks", 0.01), ("triton", 0.03)):
+    for backend, tolerance in (("dense", 0.03), ("blocks", 0.01), ("triton", 0.03), ("cudnn", 0.03)):
         got = with_gradients(backend, *rounded, segments)
         assert all(x.dtype == jnp.bfloat16 for x in got)
         assert_agree(got, with_gradients("reference", *(x.astype(jnp.float32) for x in rounded), segments), tolerance)
@@ -223,14 +226,37 @@ def test_on_a_gpu_long_rows_never_make_the_matrix_of_all_pairs(length, all_pairs
     assert (max(map(np.prod, float32_arrays(program.jaxpr))) >= length**2) == all_pairs
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_triton_is_lowered_for_a_gpu(dtype):
-    """As far as it goes without one: JAX makes Triton's program of all three kernels; nobody compiles it here."""
-    like = jax.ShapeDtypeStruct((2, 700, 4, 24), dtype)
-    segments = jax.ShapeDtypeStruct((2, 700), jnp.int32)
-    function = jax.jit(functools.partial(with_gradients.__wrapped__, "triton"))
-    text = function.trace(like, like, like, segments).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("__gpu$xla.gpu.triton") == 3
+def lowered_for_a_gpu(backend, shape, dtype) -> str:
+    """The program of output and gradients as far as it goes without a GPU: nobody compiles the kernels here."""
+    like, segments = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[:2], jnp.int32)
+    function = jax.jit(functools.partial(with_gradients.__wrapped__, backend))
+    return function.trace(like, like, like, segments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+# rows, tokens (visible ones, all), heads: the decoder of all, the encoders of Tiny, Base, Large; and what is padded
+GPU_SHAPES = [(2, 2048, 4, 64), (2, 640, 8, 64), (2, 640, 12, 64), (2, 640, 24, 64), (2, 701, 4, 20)]
+
+
+@pytest.mark.parametrize("shape", GPU_SHAPES)
+def test_triton_is_lowered_for_a_gpu(shape):
+    for dtype in ("float32", "bfloat16"):
+        assert lowered_for_a_gpu("triton", shape, dtype).count("__gpu$xla.gpu.triton") == 3
+
+
+@pytest.fixture
+def with_cudnn(monkeypatch):
+    """A cuDNN whose version JAX can ask for: none is at hand where no GPU is."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+
+
+@pytest.mark.parametrize("shape", GPU_SHAPES)
+def test_cudnn_is_lowered_for_a_gpu(shape, with_cudnn):
+    text = lowered_for_a_gpu("cudnn", shape, "bfloat16")
+    kernels = re.findall(r"custom_call @(__cudnn[$\w]+)", text)
+    assert kernels == ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"]
+    length = shape[1] + shape[1] % 2
+    assert f"tensor<2x1x{length}x{length}xbf16>" in text  # the mask: one for all heads
+    assert f"{length}x{length}xf32" not in text
 
 
 EIGHT = """

@@ -196,6 +196,7 @@ BAD = [
     ("encoder", dict(position="rotary", head_dim=15), "even"),
     ("encoder", dict(position_steps=99), "window.seconds.*9.9 s"),
     ("encoder", dict(dropout=1.0), "dropout"),
+    ("encoder", dict(attention="cudnn"), "config.encoder.compute.*bfloat16"),
     ("decoder", dict(depth=0), "decoder.depth"),
     ("tokens", dict(modalities=("egc",)), "found 'egc'"),
     ("tokens", dict(modalities=()), "modalities"),

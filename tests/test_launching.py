@@ -147,15 +147,24 @@ def test_jobset_asks_for_the_chips_of_the_topology(topology, slices, mesh):
 
 
 def test_the_job_inside_the_jobset_is_valid_kubernetes():
-    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
-    jobset = yaml.safe_load(launching.render(job("gke"))["jobset.yaml"])
-    template = jobset["spec"]["replicatedJobs"][0]["template"]
-    batch = {"apiVersion": "batch/v1", "kind": "Job", "metadata": jobset["metadata"], **template}
-    version = validate.latest_version()
-    validate.validate(batch, version, strict=True)
-    batch["spec"]["paralelism"] = 1
-    with pytest.raises(validate.ValidationError):
-        validate.validate(batch, version, strict=True)
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+
+    def validate(manifest):
+        kubernetes.validate(manifest, kubernetes.latest_version(), strict=True)
+
+    for more in ({}, {"queue": None, "spot": None}):
+        jobset = yaml.safe_load(launching.render(job("gke", **more))["jobset.yaml"])
+        # JobSet itself is no kind of Kubernetes' own, its template is one
+        template = jobset["spec"]["replicatedJobs"][0]["template"]
+        whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": jobset["metadata"], **template}
+        validate(whole)
+    spec = whole["spec"]["template"]["spec"]
+    for part in (whole["spec"], spec, spec["containers"][0], spec["volumes"][0]["emptyDir"]):
+        part["paralelism"] = 1
+        with pytest.raises(kubernetes.ValidationError):
+            validate(whole)
+        del part["paralelism"]
+    validate(whole)
 
 
 def test_a_kueue_file_only_with_a_queue():

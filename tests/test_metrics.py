@@ -30,7 +30,7 @@ from data_pipelines.signals import CHANNEL_ID, CLS, TEXT
 def step(loss, tokens, *, made=True, skipped=0):
     sums, counts = {"mae/ecg": loss * tokens, "rmse/ecg": 4.0 * tokens, "loss/ppg": 0.0}, {}
     counts = {"mae/ecg": tokens, "rmse/ecg": tokens, "loss/ppg": 0.0}
-    return StepMetrics(loss, 2.0, 1e-3, made, 0, skipped, 2.0, sums, counts, tokens, tokens // 2, 3)
+    return StepMetrics(loss, 2.0, 1e-3, made, 0, skipped, 2.0, sums, counts, tokens, tokens // 2, 3, -3)
 
 
 FACTS = BatchFacts({"ecg": 1, "ecg+ppg": 3}, planned=40.0, tokens=30, waited=0.5, position=(0, 0))
@@ -45,6 +45,7 @@ def test_averages_weigh_by_count_and_roots_come_last():
     assert values["rmse/ecg"] == 2.0 and values["loss/ppg"] is None and values["loss"] == 2.5
     assert values["fill/tokens"] == 0.4 and values["fill/visible"] == 0.4
     assert values["sensors"] == {"ecg": 0.25, "ecg+ppg": 0.75} and values["missing"] == 0.25
+    assert values["windows_digest"] == "fffffffa"  # -3 and -3, modulo 2**32
 
 
 def test_a_bad_step_counts_but_does_not_poison_the_average():
@@ -76,11 +77,12 @@ def test_a_figure_that_is_no_number_stands_as_null(tmp_path):
 
 def test_lines_reach_tensorboard(tmp_path):
     with Log(tmp_path, done=0, steps=9, write=True) as log:
-        log.write("metrics", 1, {"loss": 2.0, "nothing": None, "sensors": {"ecg": 1.0}})
+        log.write("metrics", 1, {"loss": 2.0, "nothing": None, "sensors": {"ecg": 1.0}, "windows_digest": "0a"})
         log.write("metrics", 2, {"loss": 1.0})
     (events,) = (tmp_path / "tensorboard").iterdir()
     written = events.read_bytes()
-    assert b"sensors/ecg" in written and b"nothing" not in written and written.count(b"loss") == 2
+    assert b"sensors/ecg" in written and written.count(b"loss") == 2
+    assert b"nothing" not in written and b"digest" not in written  # what is no number is not drawn
 
 
 def test_a_full_disk_is_an_error_of_the_one_who_writes_scalars(tmp_path, monkeypatch):
@@ -98,13 +100,15 @@ def test_nothing_counted_is_none():
 
 def test_what_a_program_packs_comes_back_whole():
     def program(x):
-        return pack(StepMetrics(x, 2 * x, 1e-3, x > 0, jnp.int32(2**31 - 1), 0, x, {"b": 3 * x, "a": x}, {}, 7, 8, 9))
+        return pack(
+            StepMetrics(x, 2 * x, 1e-3, x > 0, jnp.int32(2**31 - 1), 0, x, {"b": 3 * x, "a": x}, {}, 7, 8, 9, 1)
+        )
 
     found = jax.jit(program)(jnp.float32(0.1)).fetch()
     loss = float(np.float32(0.1))
     assert found == StepMetrics(
         loss, 2 * loss, float(np.float32(1e-3)), True, 2**31 - 1, 0, loss, {"b": float(np.float32(0.3)), "a": loss}, {},
-        7, 8, 9,
+        7, 8, 9, 1,
     )  # fmt: skip
     assert isinstance(found.made, bool) and isinstance(found.tokens, int)
 

@@ -22,7 +22,7 @@ from csfm_jax import sharding
 from csfm_jax.training.optimizer import learning_rate, make_optimizer
 from csfm_jax.training.state import TrainState, blueprint
 from csfm_jax.training.step import make_eval_step, make_train_step, to_global
-from data_pipelines.batch import TokenBatch
+from data_pipelines.batch import TokenBatch, windows_digest
 from data_pipelines.signals import CHANNEL_ID, CLS, TEXT
 
 ROWS, TOKENS, VISIBLE, WINDOWS, PATCH, WORDS = 8, 48, 20, 4, 25, 6
@@ -118,13 +118,16 @@ def first_moments(run) -> dict[str, np.ndarray]:
 
 
 def trace(run: Run, steps: int = 5) -> dict:
-    losses = []
+    losses, digests = [], []
     for number in range(steps):
-        losses.append(float(run.step(fake_batch(number)).loss))
+        metrics = run.step(fake_batch(number))
+        losses.append(metrics.loss)
+        digests.append(metrics.windows_digest)
         if number == 0:
             gradients = {name: value.ravel().tolist() for name, value in first_moments(run).items()}
     whole = all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(run.state.params))
-    return {"devices": jax.device_count(), "losses": losses, "gradients": gradients, "whole": whole}
+    seen = {"losses": losses, "digests": digests}
+    return {"devices": jax.device_count(), **seen, "gradients": gradients, "whole": whole}
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +208,7 @@ def test_two_processes_give_the_losses_and_gradients_of_one(one_device, two_proc
 
 def assert_equal(one: dict, other: dict) -> None:
     np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-5)
+    assert other["digests"] == one["digests"] and len(set(one["digests"])) > 1
     assert other["gradients"].keys() == one["gradients"].keys()
     for name, gradient in one["gradients"].items():
         scale = np.abs(gradient).max()
@@ -219,8 +223,20 @@ def test_training_lowers_the_loss_and_counts_what_it_saw(run):
     assert last.loss < 0.9 * first.loss
     assert first.tokens == (batch.channel > 0).sum() and first.windows == (batch.window >= 0).sum()
     assert first.visible == (batch.visible < TOKENS).sum()
+    assert first.windows_digest == windows_digest(batch.window)
     assert first.counts["loss/ecg"] + first.counts["loss/ppg"] + first.counts["loss/text"] == batch.target.sum()
     np.testing.assert_allclose(first.learning_rate, 1.5e-3)
+
+
+def test_a_digest_tells_which_windows_there_are_and_not_where():
+    rng = np.random.default_rng(0)
+    numbers = np.append(rng.permutation(50), [-1] * 14).astype(np.int32)
+    whole = int(windows_digest(np.arange(50))) % 2**32
+    assert int(windows_digest(rng.permutation(numbers).reshape(4, 16))) % 2**32 == whole
+    assert sum(int(windows_digest(part)) for part in numbers.reshape(4, 16)) % 2**32 == whole
+    # one lost, another repeated in its place, and two of which the sum stays
+    for changed in ([1, *range(1, 50)], [*range(49)], [*range(48), 47, 50], [*range(50), 0]):
+        assert int(windows_digest(np.array(changed))) % 2**32 != whole
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(run):

@@ -70,7 +70,7 @@ _CHOICES = {
     "config.encoder.pooling": ("cls", "mean"),
     "config.encoder.remat": ("none", "dots", "full"),
     "config.encoder.compute": ("float32", "bfloat16"),
-    "config.encoder.attention": ("auto", "reference", "dense", "blocks", "splash", "triton"),
+    "config.encoder.attention": ("auto", "reference", "dense", "blocks", "splash", "triton", "cudnn"),
     "config.objective.name": ("reconstruction", "supervised", "translation"),
 }
 
@@ -85,6 +85,9 @@ def check(config: "Config") -> None:
     for field, choices in _CHOICES.items():
         _, part, name = field.split(".")
         _choice(field, getattr(getattr(config, part), name), choices)
+    if config.encoder.attention == "cudnn" and config.encoder.compute != "bfloat16":
+        found, remedy = repr(config.encoder.compute), "set it, or choose another config.encoder.attention"
+        raise BadInput("config.encoder.compute", found, "'bfloat16': cuDNN's attention has no float32", remedy)
     for part in ("encoder", "decoder"):
         for name in ("width", "depth", "heads", "head_dim", "mlp"):
             value = getattr(getattr(config, part), name)

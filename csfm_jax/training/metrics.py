@@ -75,6 +75,7 @@ class Interval:
     tokens: int = 0
     visible: int = 0
     windows: int = 0
+    windows_digest: int = 0
     sensors: dict[str, int] = field(default_factory=dict)
     planned: float = 0.0
     present: int = 0
@@ -87,6 +88,7 @@ class Interval:
         self.tokens += metrics.tokens
         self.visible += metrics.visible
         self.windows += metrics.windows
+        self.windows_digest = (self.windows_digest + metrics.windows_digest) % 2**32
         _add(self.sensors, facts.sensors)
         self.planned += facts.planned
         self.present += facts.tokens
@@ -98,7 +100,7 @@ class Interval:
             _add(self.counts, metrics.counts)
 
     def values(self, row_tokens: int, row_visible: int, rows: int) -> dict:
-        """The interval's averages; None where nothing was counted.
+        """The interval's averages; None where nothing was counted. "windows_digest" tells which windows they are of.
 
         Args:
             row_tokens, row_visible: T and V. rows: of a global batch.
@@ -115,6 +117,7 @@ class Interval:
             "missing": None if self.planned == 0 else max(0.0, 1 - self.present / self.planned),
             "sensors": {name: count / windows for name, count in sorted(self.sensors.items())},
             "skipped": self.skipped,
+            "windows_digest": f"{self.windows_digest:08x}",
         }
 
 
@@ -193,7 +196,7 @@ class Log:
             return
         parted = {k: v if isinstance(v, dict) else {"": v} for k, v in values.items()}
         scalars = {f"{k}/{part}" if part else k: v for k, parts in parted.items() for part, v in parts.items()}
-        self._board.add(step, {k: v for k, v in scalars.items() if v is not None})
+        self._board.add(step, {k: v for k, v in scalars.items() if v is not None and not isinstance(v, str)})
 
     def line(self, name: str, step: int) -> dict | None:
         """The line of a step in NAME.jsonl; None where there is none, and in a process that writes none."""

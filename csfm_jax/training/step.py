@@ -13,7 +13,7 @@ from csfm_jax import sharding
 from csfm_jax.config import Config
 from csfm_jax.training.packed import Packed, pack
 from csfm_jax.training.state import Blueprint, TrainState
-from data_pipelines.batch import TokenBatch
+from data_pipelines.batch import TokenBatch, windows_digest
 
 
 class StepMetrics(NamedTuple):
@@ -23,7 +23,7 @@ class StepMetrics(NamedTuple):
         loss: what was minimised. gradient_norm: before the clip. learning_rate: of this update.
         made: whether the update was made. bad, skipped, usual_norm: as in TrainState, after this step.
         sums, counts: of the objective, by "metric/modality", to be divided after summing over steps.
-        tokens, visible, windows: in the batch, padding not counted.
+        tokens, visible, windows: in the batch, padding not counted. windows_digest: of `batch.windows_digest`.
     """
 
     loss: float
@@ -38,6 +38,7 @@ class StepMetrics(NamedTuple):
     tokens: int
     visible: int
     windows: int
+    windows_digest: int
 
 
 def make_train_step(plan: Blueprint, optimizer: optax.GradientTransformation, rate: optax.Schedule, config: Config):
@@ -172,6 +173,7 @@ def to_global(batch: TokenBatch, mesh: Mesh) -> TokenBatch:
     return jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), TokenBatch(*map(np.asarray, batch)))
 
 
-def _sizes(batch: TokenBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _sizes(batch: TokenBatch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     row_tokens = batch.channel.shape[1]
-    return jnp.sum(batch.channel != 0), jnp.sum(batch.visible < row_tokens), jnp.sum(batch.window >= 0)
+    tokens, visible = jnp.sum(batch.channel != 0), jnp.sum(batch.visible < row_tokens)
+    return tokens, visible, jnp.sum(batch.window >= 0), windows_digest(batch.window)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from csfm_jax.models.attention import blocks, dense, reference, splash, triton
+from csfm_jax.models.attention import blocks, cudnn, dense, reference, splash, triton
 
 BACKENDS = {
     "reference": reference.attend,
@@ -11,6 +11,7 @@ BACKENDS = {
     "blocks": blocks.attend,
     "splash": splash.attend,
     "triton": triton.attend,
+    "cudnn": cudnn.attend,  # to be measured: "auto" never takes it
 }
 SHORT = 256  # tokens; one window can fill such a row, and "blocks" then loses to one product of all pairs
 SHORT_GPU = 512  # keys; not measured, for want of a GPU: a guess of where the matrix of all pairs is still small

@@ -11,6 +11,7 @@ from what came before it), the source must cut the recording before it gets here
 """
 
 import copy
+import json
 import shutil
 import time
 from collections import Counter
@@ -31,6 +32,7 @@ from data_pipelines.store_writer import StoreWriter, compare_plans
 from data_pipelines.subjects import PUBLIC_KEY, fingerprint, keyed
 
 RECORDINGS_PER_SHARD, MOST_SHARDS = 64, 1024
+_REASONS_TOLD = 3
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Summary:
         path: the store.
         state: "written", "verified" (it was complete already), or "partial" (other jobs have not written their share).
         totals: as in the manifest: recordings, subjects, by split, hours by modality; empty while partial.
-        quarantined: recordings that could not be read or had no usable channel.
+        quarantined: of recordings that are listed and not stored, because they are not here, could not be read or had
+            no usable channel: reason -> how many.
         channels: as in the manifest: of every name found, what it was taken for and what became of it.
         missing: shards that no job has written yet.
         seconds: time taken.
@@ -50,7 +53,7 @@ class Summary:
     path: storage.Place
     state: str
     totals: dict
-    quarantined: int
+    quarantined: dict[str, int]
     channels: list[dict]
     missing: int
     seconds: float
@@ -65,11 +68,15 @@ class Summary:
             )
         splits = ", ".join(f"{n} {split}" for split, n in self.totals["splits"].items())
         hours = ", ".join(f"{m} {h:.2f}" for m, h in self.totals["hours"].items())
+        quarantined, often = sum(self.quarantined.values()), Counter(self.quarantined).most_common()
         lines = [
             f"{self.path}: {self.totals['recordings']} recordings of {self.totals['subjects']} subjects ({splits})",
             f"  hours: {hours}",
-            f"  quarantined: {self.quarantined}" + (" (see quarantine.jsonl)" if self.quarantined else ""),
+            f"  quarantined: {quarantined}" + (" (see quarantine.jsonl)" if quarantined else ""),
         ]
+        lines += [f"    {times}: {reason}" for reason, times in often[:_REASONS_TOLD]]
+        if rest := sum(times for _, times in often[_REASONS_TOLD:]):
+            lines.append(f"    {rest}: other reasons")
         if duplicates := self.totals.get("duplicates"):
             lines.append(f"  same samples as an earlier recording: {duplicates} (`csfm data overlap` lists them)")
         if mixed := self.totals.get("of both sexes"):
@@ -231,7 +238,7 @@ def _finish_if_last(job, writer, began) -> Summary:
     if (job.output / MANIFEST).is_file():
         store = Store.open(job.output, verify="size")
         return _summary(store.path, store.manifest, "written", began)
-    return Summary(job.output, "partial", {}, 0, [], missing, time.monotonic() - began)
+    return Summary(job.output, "partial", {}, {}, [], missing, time.monotonic() - began)
 
 
 def _finish(job: ShardJob, writer: StoreWriter, began: float) -> Summary:
@@ -265,7 +272,8 @@ def _train_tokenizer(texts, subjects):
 
 
 def _summary(path: storage.Place, manifest: dict, state: str, began: float) -> Summary:
-    quarantined = manifest["files"]["quarantine.jsonl"]["count"]
+    noted = storage.read_bytes(storage.join(path, "quarantine.jsonl")).splitlines()
+    quarantined = dict(Counter(json.loads(line)["reason"] for line in noted))
     return Summary(path, state, manifest["totals"], quarantined, manifest["channels"], 0, time.monotonic() - began)
 
 

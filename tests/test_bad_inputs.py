@@ -3,8 +3,11 @@
 import gzip
 import os
 import resource
+import shutil
 
+import numpy as np
 import pytest
+from small_layouts import LAYOUTS
 
 from csfm_jax import cli
 from data_pipelines import prepare as prepare_module
@@ -136,3 +139,32 @@ def test_a_file_that_may_not_grow_is_told_and_the_command_goes_on(site, capsys, 
     assert not (site / "out" / "manifest.json").exists()
     code, printed, _ = answer(site, capsys)
     assert code == 0 and "2 recordings of 2 subjects" in printed
+
+
+def test_labels_of_recordings_that_are_not_here_are_counted(tmp_path, capsys):
+    """A table that lists more than was downloaded, and one beside the recordings that names others."""
+    LAYOUTS["vtac"](tmp_path / "vtac")
+    for folder in sorted((tmp_path / "vtac" / "waveforms").iterdir())[:3]:
+        shutil.rmtree(folder)
+    LAYOUTS["cinc2017"](tmp_path / "cinc2017")
+    with open(tmp_path / "cinc2017" / "REFERENCE-v3.csv", "a") as file:
+        file.write("A09998,N\nA09999,O\n")
+    assert cli.main(["prepare", f"--source={tmp_path}", f"--output={tmp_path / 'out'}"]) == 0
+    printed, error = capsys.readouterr()
+    assert (
+        "vtac: 5 recordings" in printed
+        and "quarantined: 3 (see quarantine.jsonl)\n    3: found no such file" in printed
+    )
+    assert "cinc2017: 8 recordings" in printed and printed.count("quarantined: 0\n") == 1
+    assert "REFERENCE-v3.csv names 2 recordings that are not here: their labels are not used" in error
+
+
+def test_recordings_without_a_valid_sample_are_refused(tmp_path, capsys):
+    LAYOUTS["cinc2017"](tmp_path / "files")
+    for path in tmp_path.glob("files/training2017/*.dat"):
+        np.full(3600, -(2**15), "<i2").tofile(path)  # what WFDB writes where there is no sample
+        path.with_suffix(".hea").write_text(f"{path.stem} 1 300 3600\n{path.name} 16 1000/mV\n")
+    code = cli.main(["prepare", f"--source={tmp_path / 'files'}", f"--output={tmp_path / 'out'}"])
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1
+    assert "no usable recording (8 of 8: no usable channel: flat or invalid throughout (1))" in error

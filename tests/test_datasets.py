@@ -64,8 +64,8 @@ def test_ptbxl_folds_and_superclasses(sources):
     assert counts == {"NORM": 211, "STTC": 65, "CD": 50, "MI": 49, "HYP": 25}
     assert all(len([k for k in row if k.startswith("scp/")]) == 71 for row in found)
     first = found[0]  # {'NORM': 100.0, 'LVOLT': 0.0, 'SR': 0.0}: a rhythm code counts although its likelihood is 0
-    ones = {"superclass/NORM", "subclass/NORM", "scp/NORM", "scp/LVOLT", "scp/SR", "form/LVOLT", "rhythm/SR", "sex"}
-    assert {k for k, v in first.items() if v == 1} == ones
+    ones = {"superclass/NORM", "subclass/NORM", "diagnostic/NORM", "scp/NORM", "scp/LVOLT", "scp/SR"}
+    assert {k for k, v in first.items() if v == 1} == ones | {"form/LVOLT", "rhythm/SR", "sex"}
     assert all(len([k for k in row if k.startswith("subclass/")]) == 23 for row in found)
     assert sum(row["subclass/NORM"] == 1 for row in found) == 211
     assert first["age"] == 56 and max(row["age"] for row in found) <= 90
@@ -76,14 +76,20 @@ def test_ptbxl_folds_and_superclasses(sources):
         assert len(missing) == 1 and (missing == {False} or not any(row[f"superclass/{c}"] == 1 for c in counts))
 
 
-def test_ptbxl_form_and_rhythm_are_known_where_a_statement_is_of_that_kind(sources):
+def test_ptbxl_statements_of_a_kind_are_known_where_there_is_one(sources, shared_data):
     found = labels(sources["ptbxl"])
-    for kind, number in (("form", 19), ("rhythm", 12)):
+    for kind, number in (("diagnostic", 44), ("form", 19), ("rhythm", 12)):
         ours = [{k: v for k, v in row.items() if k.startswith(f"{kind}/")} for row in found]
         assert {len(row) for row in ours} == {number}
         without = [all(math.isnan(v) for v in row.values()) for row in ours]
         assert all(w or any(v == 1 for v in row.values()) for w, row in zip(without, ours)) and any(without)
     assert labels(sources["ptbxl"])[0]["form/LVOLT"] == 1
+    with open(shared_data / "ptbxl" / "scp_statements.csv") as file:
+        for row in csv.DictReader(file):
+            for kind in ("diagnostic", "form", "rhythm"):
+                assert (row[kind] in ("1", "1.0")) == (f"{kind}/{row['']}" in found[0])
+    known = [math.isnan(row["diagnostic/NORM"]) == math.isnan(row["superclass/NORM"]) for row in found]
+    assert all(known) and labels(sources["ptbxl_extra"])[0].keys() >= {"diagnostic/NORM", "form/LVOLT"}
 
 
 def test_recordings_of_alarms_end_at_the_alarm(sources):
@@ -129,6 +135,7 @@ def test_labels_of_the_challenges_agree_with_their_tables(sources, shared_data):
             f"dx/{c}" for c in row["dx"].split(",")
         }
         assert found["age"] == float(row["age"]) and found["sex"] == float(row["sex"] == "Female")
+        assert found["scored/RBBB"] == float(bool({"713427006", "59118001"} & {*row["dx"].split(",")}))
         assert found["dx/426783006"] in (0, 1) and len([k for k in found if k.startswith("dx/")]) >= 133
 
 
@@ -258,7 +265,27 @@ def test_cinc2021_leaves_ptbxl_out_and_knows_the_hospitals(tmp_path):
     (source,) = open_sources(tmp_path)
     first, second = (source.read(entry) for entry in source.entries())
     assert (first.study, first.mains, second.study, second.mains) == ("E00001", 60, "JS00001", 50)
-    assert first.labels == {"dx/1": 0, "dx/2": 1, "dx/3": 1}
+    coded = {name: value for name, value in first.labels.items() if not name.startswith("scored/")}
+    assert coded == {"dx/1": 0, "dx/2": 1, "dx/3": 1}
+
+
+def test_equivalent_codes_are_one_diagnosis(tmp_path, shared_data):
+    from data_pipelines.datasets.cinc2021 import SCORED
+
+    with open(shared_data / "cinc2021" / "dx_mapping_scored.csv") as file:
+        rows = {row["SNOMEDCTCode"]: row for row in csv.DictReader(file)}
+    assert {code for codes in SCORED.values() for code in codes} == rows.keys() and len(SCORED) == 26
+    for name, codes in SCORED.items():
+        assert name in {rows[code]["Abbreviation"] for code in codes}
+        assert all(code in row["Notes"] for row in map(rows.get, codes) for code in codes if len(codes) > 1)
+    (tmp_path / "dx_mapping_scored.csv").write_text("Dx,SNOMEDCTCode\nx,59118001\n")
+    for name, codes in (("JS00001", "# Dx: 713427006,17338001\n"), ("JS00002", "# Dx: 59118001\n"), ("JS00003", "")):
+        write_record(tmp_path, name, codes)
+    (source,) = open_sources(tmp_path)
+    found = [source.read(entry).labels for entry in source.entries()]
+    ones = [{k for k, v in row.items() if v == 1 and k.startswith("scored/")} for row in found]
+    assert ones == [{"scored/RBBB", "scored/PVC"}, {"scored/RBBB"}, set()]
+    assert len(found[1]) == 27 and found[2] == {"dx/59118001": 0}  # without a code nothing is known
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Datasets that are not beside the checkout, on small files in their published layouts."""
 
 import csv
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def table(path: Path, *rows):
 
 def record(path: Path, names, seconds=4, rate=250, units="mV", **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    signal = np.random.default_rng(len(path.name)).normal(size=(rate * seconds, len(names)))
+    signal = np.random.default_rng(zlib.crc32(path.name.encode())).normal(size=(rate * seconds, len(names)))
     wfdb.wrsamp(
         path.name, rate, [units] * len(names), list(names), signal, fmt=["16"] * len(names),
         write_dir=str(path.parent), **options,
@@ -102,16 +103,28 @@ def test_code15_as_published(tmp_path):
     np.testing.assert_array_equal(recording.channels[3].signal, tracings[0, 648:-648, 3])
 
 
+def test_who_was_not_followed_for_a_year_is_in_no_class(tmp_path):
+    """Columns death and timey: years to death, or of follow-up."""
+    told = [(True, 0.3), (True, 1.0), (True, 1.5), (False, 3.0), (False, 1.0), (False, 0.9), ("", ""), ("", 2.0)]
+    rows = [(i, 60, True, 1, death, years, "exams_part0.hdf5") for i, (death, years) in enumerate(told)]
+    (tmp_path / "exams_part0.hdf5").write_bytes(b"")
+    table(tmp_path / "exams.csv", ("exam_id", "age", "is_male", "patient_id", "death", "timey", "trace_file"), *rows)
+    source = CODE15HDF5(tmp_path)
+    found = [source.labels(entry, None)["death_within_a_year"] for entry in source.entries()]
+    np.testing.assert_array_equal(found, [1, 1, 0, 0, 0, np.nan, np.nan, np.nan])
+
+
 def test_vtac(tmp_path):
     table(tmp_path / "event_labels.csv", ("record", "event", "decision"),
           ("d01", "d01_1", "True"), ("d01", "d01_2", "False"), ("e07", "e07_1", "True"))  # fmt: skip
     table(tmp_path / "benchmark_data_split.csv", ("record", "event", "split"),
           ("d01", "d01_1", "train"), ("d01", "d01_2", "train"), ("e07", "e07_1", "val"))  # fmt: skip
-    record(tmp_path / "waveforms" / "d01" / "d01_2", ("II", "V", "PLETH"))
+    record(tmp_path / "waveforms" / "d01" / "d01_2", ("II", "V", "PLETH"), seconds=360, rate=25)
     source = only(tmp_path)
     entries = source.entries()
     assert [(e.subject, e.split) for e in entries] == [("d01", "train"), ("d01", "train"), ("e07", "validation")]
-    assert source.read(entries[1]).labels == {"true_alarm": 0.0}
+    recording = source.read(entries[1])
+    assert recording.labels == {"true_alarm": 0.0} and recording.seconds == 300  # what comes after the alarm tells it
 
 
 def test_cinc2016_in_its_six_folders(tmp_path):
@@ -131,18 +144,43 @@ def test_cinc2016_in_its_six_folders(tmp_path):
         only(tmp_path).entries()
 
 
+@pytest.mark.parametrize("place", ["", "training2017", "training/A00"])
+def test_cinc2017(tmp_path, place):
+    for number in (1, 2, 3):
+        record(tmp_path / place / f"A{number:05d}", ("ECG",), seconds=9, rate=300)
+    record(tmp_path / "validation" / "A00001", ("ECG",), seconds=9, rate=300)
+    beside = tmp_path / place.split("/")[0] / "REFERENCE.csv"
+    beside.write_text("A00001,N\nA00002,N\n")
+    assert only(tmp_path).note.startswith("persons are not published")
+    (tmp_path / "REFERENCE-v3.csv").write_text("A00001,~\nA00002,A\nA00007,O\n")  # the later one counts
+    source = only(tmp_path)
+    first, second, third = (source.read(entry) for entry in source.entries())
+    assert source.name == "cinc2017" and source.note.endswith(
+        "REFERENCE-v3.csv names 1 recordings that are not here: their labels are not used"
+    )
+    assert [k for k, v in first.labels.items() if v == 1] == ["cinc2017/noise"] and len(first.labels) == 4
+    assert second.labels["cinc2017/AF"] == 1 and third.labels == {}
+    assert [(c.name, c.rate) for c in first.channels] == [("I", 300)]
+    for wrong in ("A00001,N\nA00001,A\n", "A00001,N\nA00002;A\n"):
+        (tmp_path / "REFERENCE-v3.csv").write_text(wrong)
+        with pytest.raises(BadInput, match="REFERENCE-v3.csv"):
+            only(tmp_path).entries()
+
+
 def test_cinc2018(tmp_path):
     folder = tmp_path / "training" / "tr03-0005"
     record(folder / "tr03-0005", ("F3-M2", "E1-M2", "Chin1-Chin2", "ABD", "SaO2", "ECG"), rate=200)
     wfdb.wrann("tr03-0005", "arousal", np.array([0, 300, 500]), ["+"] * 3, aux_note=["W", "N2", "Jane Doe"],
                write_dir=str(folder))  # fmt: skip
     record(tmp_path / "test" / "te03-0001" / "te03-0001", ("F3-M2",), rate=200)
-    table(tmp_path / "age-sex.csv", ("Record", "Age", "Sex"), ("tr03-0005", "55", "F"))
+    rows = (("tr03-0005", "55", "F"), ("tr03-0006", "56", "M"), ("tr03-0007", "57", "M"))
+    table(tmp_path / "age-sex.csv", ("Record", "Age", "Sex"), *rows)
     source = only(tmp_path)
     test, training = sorted(source.entries(), key=lambda e: e.study)
     recording = source.read(training)
     assert [(e.time, e.code) for e in recording.events] == [(0.0, "W"), (1.5, "N2")]
     assert recording.labels == {"age": 55.0, "sex": 1.0} and source.read(test).events == ()
+    assert source.note.startswith("age-sex.csv names 2 recordings that are not here")
     (folder / "tr03-0005.arousal").unlink()
     with pytest.raises(BadInput, match="arousal"):
         source.read(training)

@@ -1,5 +1,6 @@
 """Figures under case weights against scikit-learn and lifelines, or against sums over all pairs."""
 
+import hashlib
 import warnings
 from functools import partial
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from lifelines.utils import concordance_index
 from sklearn import metrics as sk
 
-from csfm_jax.evaluation import bootstrap, decisions, metrics, ranking, survival, tables
+from csfm_jax import tasks
+from csfm_jax.evaluation import bootstrap, decisions, metrics, ranking, survival, tables, task_figures
 from data_pipelines.errors import BadInput
 
 
@@ -171,6 +173,43 @@ def test_challenge_score_is_one_for_the_truth_and_nought_for_whoever_never_looks
         assert got[r] == pytest.approx((worth(called, w) - low) / (worth(truth > 0, w) - low), abs=1e-9)
     with pytest.raises(BadInput, match="labels"):
         decisions.challenge_score(called, np.where(truth > 0, np.nan, 0), rewards, 0)
+
+
+def test_the_rewards_of_the_challenge_are_its_published_weights():
+    rewards = tasks.get("cinc2021_scored").rewards
+    names = [label.removeprefix("scored/") for label in rewards.labels]
+    worth = np.array(rewards.worth)
+    assert (worth == worth.T).all() and (np.diag(worth) == 1).all() and rewards.normal == "scored/NSR"
+    # its weights.csv of May 2021, in the order of its columns
+    order = (
+        "AF AFL BBB Brady LBBB RBBB IAVB IRBBB LAD LAnFB LPR LQRSV LQT NSIVCB NSR PAC PR PRWP PVC QAb RAD SA SB STach "
+        "TAb TInv"
+    ).split()
+    rows = [names.index(name) for name in order]
+    told = "\n".join(",".join(f"{value:g}" for value in row) for row in worth[np.ix_(rows, rows)].round(6))
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    assert digest == "be87d3b6033ad387f2fac41b53641f7976c3d6233f04880a38d705c211ea740b"
+
+
+def test_the_challenge_score_is_of_labels_that_are_predicted_and_of_whole_cases():
+    task = tasks.get("cinc2021_scored")
+    outputs = ("scored/AF", "scored/NSR", "scored/RBBB")
+    rng = np.random.default_rng(2)
+    labels = (rng.random((60, 3)) < 0.4).astype(float)
+    values = np.clip(labels * 0.3 + rng.random((60, 3)) * 0.6, 0.01, 0.99)
+    labels[:4] = np.nan  # of another store
+    labels[4, 0] = np.nan
+    validation = values[30:], labels[30:]
+    weights = rng.integers(0, 3, (5, 60)).astype(np.float32)
+    found = task_figures.all_of(task, outputs, values, labels, validation, ()).under(weights)
+    called = values >= decisions.choose_thresholds(*validation)
+    worth = np.array([[1, 0.25, 0.4], [0.25, 1, 0.35], [0.4, 0.35, 1]])
+    expected = decisions.challenge_score(called[5:], labels[5:], worth, 1, weights[:, 5:])
+    np.testing.assert_allclose(found["challenge_score"], expected, atol=1e-12)
+    some = [0, 2]  # whoever never looks calls sinus rhythm: without it there is no score
+    without = task_figures.all_of(task, ("scored/AF", "scored/RBBB"), values[:, some], labels[:, some],
+                                  (values[30:][:, some], labels[30:][:, some]), ())  # fmt: skip
+    assert "challenge_score" not in without.under(None)
 
 
 def test_agreement_of_classes_equals_scikit_learn():

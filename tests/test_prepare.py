@@ -119,9 +119,10 @@ def test_no_id_in_any_byte(tmp_path):
 def test_quarantine(tmp_path):
     summary = prepare(Cohort(damaged=True), tmp_path / "s", shards=2)
     lines = [json.loads(line) for line in (tmp_path / "s" / "quarantine.jsonl").read_text().splitlines()]
-    assert [line["ordinal"] for line in lines] == [0, 5, 7, 10, 15, 20] and summary.quarantined == 6
+    assert [line["ordinal"] for line in lines] == [0, 5, 7, 10, 15, 20] and sum(summary.quarantined.values()) == 6
     assert lines[0]["reason"] == "found no file <hidden> of <hidden>; expected a signal file"
     assert lines[2]["reason"] == "cannot be read (RuntimeError)"
+    assert f"quarantined: 6 (see quarantine.jsonl)\n    5: {lines[0]['reason']}\n    1: cannot" in str(summary)
     assert all(len(line["study"]) == 16 for line in lines)
     assert len(Store.open(tmp_path / "s").index) == 18
 
@@ -341,7 +342,7 @@ def test_ptbxl(shared_data, tmp_path, spec):
     source.entries = lambda: entries
     summary = prepare(source, tmp_path / "s", spec=spec)
     store = Store.open(tmp_path / "s")
-    assert len(store.index) == 60 and summary.quarantined == 0
+    assert len(store.index) == 60 and not summary.quarantined
     assert store.index.channel_sets == (tuple(range(1, 13)),)
     assert np.all(store.index.seconds == 10)
     assert Counter(store.index.split.tolist()) == Counter(SPLITS.index(e.split) for e in entries)

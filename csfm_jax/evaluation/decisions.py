@@ -137,7 +137,7 @@ def challenge_score(
 def _worth(called, truth, rewards) -> np.ndarray:
     """[n] what each case earns: rewards of all pairs, over the number of classes true or called."""
     either = np.maximum((called | truth).sum(1), 1)
-    return np.einsum("nj,jk,nk->n", truth.astype(float), np.asarray(rewards, float), called.astype(float)) / either
+    return ((truth @ np.asarray(rewards, float)) * called).sum(1) / either
 
 
 @dataclass(frozen=True)

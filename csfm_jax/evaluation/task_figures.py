@@ -11,7 +11,7 @@ import scipy  # its parts load at their first use
 
 from csfm_jax.evaluation import bootstrap, calibration, decisions, metrics, signal_figures, survival
 from csfm_jax.evaluation.bootstrap import Replicates
-from csfm_jax.tasks.task import Task
+from csfm_jax.tasks.task import Rewards, Task
 
 # weights [R, n] or None (once each) -> name -> [R]
 Reader = Callable[[np.ndarray | None], dict[str, np.ndarray]]
@@ -115,7 +115,10 @@ def all_of(
     if task.kind == "multiclass":
         at = _agreement(values, labels, ("accuracy", "balanced_accuracy", "kappa", "macro_f1"))
     else:
-        at = _at_thresholds(outputs, values, labels, decisions.choose_thresholds(*validation))
+        thresholds = decisions.choose_thresholds(*validation)
+        at = _at_thresholds(outputs, values, labels, thresholds)
+        if task.rewards is not None and task.rewards.normal in outputs:
+            readers.append(_rewarded(task.rewards, outputs, values >= thresholds, labels))
     known, scaled = exclusive_or_any(task, labels), scaled_probabilities(task, values, validation)
     return Figures(
         [*readers, at, _calibrated("", outputs, values, known), _calibrated("_scaled", outputs, scaled, known)]
@@ -197,6 +200,19 @@ def _at_thresholds(outputs, values, labels, thresholds) -> Reader:
         rates = decisions.rates(values, labels, thresholds, weights)
         names = ("f1", "sensitivity", "specificity", "precision")
         return {k: v for name in names for k, v in _named(name, outputs, rates.macro(name)).items()}
+
+    return read
+
+
+def _rewarded(rewards: Rewards, outputs, called, labels) -> Reader:
+    """The challenge's score among the labels that are predicted, of cases with all of them."""
+    rows = [rewards.labels.index(output) for output in outputs]
+    worth, whole = np.array(rewards.worth)[np.ix_(rows, rows)], ~np.isnan(labels).any(axis=1)
+    normal = outputs.index(rewards.normal)
+
+    def read(weights):
+        some = None if weights is None else weights[:, whole]
+        return {"challenge_score": decisions.challenge_score(called[whole], labels[whole], worth, normal, some)}
 
     return read
 

@@ -17,8 +17,8 @@ from csfm_jax.evaluation.study_results import COMPLETE, MISSING, Group, Results
 from csfm_jax.reporting import charts, evaluation_curves, evaluation_errors, markup
 
 _SHOWN = {
-    "multilabel": ("macro_auroc", "macro_average_precision", "macro_sensitivity_at_specificity", "macro_f1", "brier",
-                   "calibration_error", "calibration_error_scaled"),
+    "multilabel": ("macro_auroc", "macro_average_precision", "macro_sensitivity_at_specificity", "macro_f1",
+                   "challenge_score", "brier", "calibration_error", "calibration_error_scaled"),
     "multiclass": ("macro_auroc", "macro_average_precision", "accuracy", "balanced_accuracy", "kappa", "macro_f1",
                    "brier", "calibration_error", "calibration_error_scaled"),
     "regression": ("z_error", "mean_absolute_error", "r2"),

@@ -14,8 +14,10 @@ from csfm_jax.tasks.task import Task
 from data_pipelines.batch import MODALITY_OF
 from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
+from data_pipelines.preprocess import INVALID
 from data_pipelines.signals import MODALITIES
 from data_pipelines.store import Store
+from data_pipelines.store_format import CHUNK_SECONDS
 from data_pipelines.stretches import Stretches, is_cut
 from data_pipelines.windows import used_channels
 
@@ -88,8 +90,8 @@ def resolve(config: "Config", stores: list[Store]) -> Resolved:
     """Finds the labels of the config's task in stores.
 
     Raises:
-        BadInput: the model or the stores lack the task's sensors or labels, a subject is in two splits, or train
-            subjects have no label that can be learned; each by name.
+        BadInput: the model or the stores lack the task's sensors or labels, a subject is in two splits, train subjects
+            have no label that can be learned, or no sample is valid where they have one; each by name.
     """
     task = tasks.get(config.adaptation.task)
     stores = [store for store in stores if config.data.weights.get(store.name, 1.0) > 0]  # the others are not read
@@ -114,6 +116,7 @@ def resolve(config: "Config", stores: list[Store]) -> Resolved:
     learned = train[:, kept][_learned(config, stores, kept_names, everyone)]
     mean, scale, weight = _statistics(task, learned, train[:, kept])
     known = ~np.isnan(labels[:, kept]).all(axis=1)
+    _check_signals(task, config, stores, known & (everyone.split == 0))
     counts = {s: int((known & (everyone.split == i)).sum()) for i, s in enumerate(("train", "validation", "test"))}
     return Resolved(kept_names, left_out, mean, scale, weight, counts)
 
@@ -156,6 +159,28 @@ def _check_sensors(task: Task, config: "Config", stores: list[Store]) -> None:
         held = sorted({names[MODALITY_OF[c]] for c in there})
         expected = f"one of {', '.join(tokens.modalities)}, which {task.name} reads"
         raise BadInput("--store", f"no such sensor, only {', '.join(held) or 'none'}", expected, "use other stores")
+
+
+def _check_signals(task: Task, config: "Config", stores: list[Store], learned: np.ndarray) -> None:
+    """Refuses stores without a valid sample where the task reads; the first recording that has one ends the search.
+
+    Args:
+        learned: bool, of the recordings of all stores, which ones teach.
+    """
+    wanted = used_channels(read_tokens(config))
+    ends = np.cumsum([len(store.index) for store in stores])
+    for store, mine in zip(stores, np.split(learned, ends[:-1])):
+        for recording in np.flatnonzero(mine):
+            last = int(store.index.milliseconds[recording]) / 1000
+            last = min(last, task.end) if task.end else last
+            for start in np.arange(task.begin, last - 0.5, CHUNK_SECONDS):  # less than that holds no window
+                read = store.read_window(int(recording), float(start), min(CHUNK_SECONDS, last - float(start)))
+                if any(wanted[channel] and (samples != INVALID).any() for channel, samples in read):
+                    return
+    where = f" between {task.begin:g} and {task.end:g} s" if task.end else ""
+    found = f"no valid sample{where} in {learned.sum()} labelled train recordings"
+    expected = f"signals of {', '.join(read_tokens(config).modalities)}, which {task.name} reads"
+    raise BadInput("--store", found, expected, "look at them with csfm data report, and prepare them again")
 
 
 def check_splits(everyone: Recordings) -> None:

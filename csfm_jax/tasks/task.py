@@ -31,6 +31,20 @@ MEASURED = ("absolute_error", "squared_error", "correlation", "rate_error", "rat
 
 
 @dataclass(frozen=True)
+class Rewards:
+    """What it earns to call one label where another is true: of `decisions.challenge_score`.
+
+    Attributes:
+        labels: of rows and columns. worth: of calling the column's where the row's is true.
+        normal: the one that a doctor who never looks would call.
+    """
+
+    labels: tuple[str, ...]
+    worth: tuple[tuple[float, ...], ...]
+    normal: str
+
+
+@dataclass(frozen=True)
 class Task:
     """A supervised task on the recordings of prepared stores.
 
@@ -49,6 +63,7 @@ class Task:
         added: of "signal": what is added to the inputs (`data_pipelines.augment`), which may then be targets too.
         cut: of a sequence, whose cases are stretches of recordings and whose labels are classes of events: which ones;
             None: cases are recordings.
+        rewards: of "multilabel", where a challenge's score is told beside the other figures.
     """
 
     name: str
@@ -64,6 +79,7 @@ class Task:
     targets: tuple[str, ...] = ()
     added: AugmentConfig | None = None
     cut: Cut | None = None
+    rewards: Rewards | None = None
 
     @property
     def objective(self) -> str:

@@ -14,8 +14,8 @@ __all__ = ["Entry", "Source", "known_datasets", "left_out", "open_sources"]
 _KNOWN = (
     "ptbxl:PTBXL", "ptbxl:PTBXLExtra", "mimic_iv_ecg:MIMICIVECG", "mimic3_waveform:MIMIC3Waveform", "code15:CODE15",
     "code15:CODE15HDF5", "cinc2021:CinC2021", "vtac:VTaC", "cinc2015:CinC2015", "bidmc:BIDMC", "mitdb:MITDB",
-    "cinc2016:CinC2016", "ephnogram:EPHNOGRAM", "cinc2018:CinC2018", "sleep_edf:SleepEDF", "echonext:EchoNext",
-    "sph:SPH",
+    "cinc2016:CinC2016", "cinc2017:CinC2017", "ephnogram:EPHNOGRAM", "cinc2018:CinC2018", "sleep_edf:SleepEDF",
+    "echonext:EchoNext", "sph:SPH",
 )  # fmt: skip
 
 

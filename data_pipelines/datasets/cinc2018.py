@@ -4,10 +4,12 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from data_pipelines.datasets.source import Entry, Source, number, read_table, sorted_entries
+from data_pipelines.datasets.source import Entry, Source, number, read_table, sorted_entries, unknown_rows
 from data_pipelines.formats.wfdb_annotations import read_annotations
 from data_pipelines.inside import inside
 from data_pipelines.recording import Recording
+
+_PEOPLE = "age-sex.csv"
 
 
 class CinC2018(Source):
@@ -32,13 +34,14 @@ class CinC2018(Source):
 
     @cached_property
     def _people(self) -> dict[str, dict[str, str]]:
-        table = self.root / "age-sex.csv"
+        table = self.root / _PEOPLE
         rows = read_table(table, ("Record", "Age", "Sex")) if table.is_file() else []
         return {row["Record"].strip(): row for row in rows}
 
     def entries(self) -> list[Entry]:
         headers = (p for part in ("training/tr", "test/te") for p in self.root.glob(f"{part}[0-9][0-9]-[0-9]*/*.hea"))
         entries = [Entry(path.stem, path.stem, "", path.relative_to(self.root).as_posix()) for path in headers]
+        self.note = unknown_rows(self.root / _PEOPLE, self._people, (entry.study for entry in entries))
         return sorted_entries(entries, self.root)
 
     def signals(self, entry: Entry) -> Recording:

@@ -9,6 +9,22 @@ from data_pipelines.datasets.source import Entry, Source, read_table, sorted_ent
 from data_pipelines.recording import Recording
 
 _MAPPINGS = ("dx_mapping_scored.csv", "dx_mapping_unscored.csv")
+# The 30 SNOMED CT codes that the Challenge of 2021 scores, by its abbreviations; those of one line it scores as one
+# diagnosis (Reyna et al. 2021; dx_mapping_scored.csv).
+SCORED = {
+    "AF": ("164889003",), "AFL": ("164890007",), "BBB": ("6374002",), "Brady": ("426627000",),
+    "IAVB": ("270492004",), "IRBBB": ("713426002",), "LAD": ("39732003",), "LAnFB": ("445118002",),
+    "LBBB": ("733534002", "164909002"),  # complete left bundle branch block, left bundle branch block
+    "LPR": ("164947007",), "LQRSV": ("251146004",), "LQT": ("111975006",), "NSIVCB": ("698252002",),
+    "NSR": ("426783006",),
+    "PAC": ("284470004", "63593006"),  # premature atrial contraction, supraventricular premature beats
+    "PR": ("10370003",), "PRWP": ("365413008",),
+    "PVC": ("427172004", "17338001"),  # premature ventricular contractions, ventricular premature beats
+    "QAb": ("164917005",), "RAD": ("47665007",),
+    "RBBB": ("713427006", "59118001"),  # complete right bundle branch block, right bundle branch block
+    "SA": ("427393009",), "SB": ("426177001",), "STach": ("427084000",), "TAb": ("164934002",),
+    "TInv": ("59931005",),
+}  # fmt: skip
 
 
 class CinC2021(Source):
@@ -18,7 +34,8 @@ class CinC2021(Source):
     several of many (`S...`); `note` says so.
 
     The Challenge's copy of PTB-XL (`HR...`) is left out: its patients are split by fold in PTB-XL itself, and would
-    otherwise be in training here and in test there. Codes of the mapping files are 0/1 labels "dx/<code>".
+    otherwise be in training here and in test there. Labels: age, sex, "dx/<code>" 0/1 for codes of the mapping files
+    and of the record, and "scored/<abbreviation>" 0/1 for the 26 diagnoses of `SCORED`, where a record has a code.
     """
 
     name = "cinc2021"
@@ -45,7 +62,10 @@ class CinC2021(Source):
         )
 
     def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
-        return {f"dx/{code}": 0.0 for code in self._codes} | recording.labels
+        labels = {f"dx/{code}": 0.0 for code in self._codes} | recording.labels
+        coded = {name for name in recording.labels if name.startswith("dx/")}
+        scored = {name: float(any(f"dx/{code}" in coded for code in codes)) for name, codes in SCORED.items()}
+        return labels | {f"scored/{name}": value for name, value in scored.items() if coded}
 
     def read(self, entry: Entry) -> Recording:
         recording = super().read(entry)

@@ -1,5 +1,6 @@
 """CODE-15%: 345,779 twelve-lead ECGs of 233,770 patients from Brazil (Ribeiro et al. 2020, 2021)."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -61,7 +62,8 @@ class CODE15HDF5(Source):
     """As published: `exams.csv` and `exams_part0.hdf5` ... `exams_part17.hdf5` (datasets "tracings" and "exam_id").
 
     The whole CODE dataset has the same layout. Labels: "abnormality/1dAVb" ..., "death" and "followup_years" if
-    follow-up tells, age, sex. Zenodo's note on units is at odds with itself; the values are taken as mV, as the 2025
+    follow-up tells (it does for the first exam of a person), "death_within_a_year" unless follow-up ended before that,
+    age, sex. Zenodo's note on units is at odds with itself; the values are taken as mV, as the 2025
     Challenge does.
     """
 
@@ -93,9 +95,18 @@ class CODE15HDF5(Source):
     def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
         row = self._rows[entry.study]
         found = {f"abnormality/{name}": _truth(row[name]) for name in _ABNORMALITIES if name in row}
-        male = _truth(row["is_male"])
-        found |= {"death": _truth(row.get("death", "")), "followup_years": number(row.get("timey", ""))}
+        male, death, years = _truth(row["is_male"]), _truth(row.get("death", "")), number(row.get("timey", ""))
+        found |= {"death": death, "followup_years": years, "death_within_a_year": _within_a_year(death, years)}
         return found | {"age": number(row["age"]), "sex": 1.0 - male}
+
+
+def _within_a_year(death: float, years: float) -> float:
+    """1.0 died within a year, 0.0 lived for one at least, NaN where that is not known; years: to death, or observed."""
+    if math.isnan(death) or math.isnan(years):
+        return math.nan
+    if death and years <= 1:
+        return 1.0
+    return 0.0 if years >= 1 else math.nan
 
 
 def _truth(text: str) -> float:

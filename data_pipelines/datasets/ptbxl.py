@@ -10,8 +10,11 @@ from data_pipelines.errors import BadInput
 from data_pipelines.recording import Recording
 
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
-# Which statements are of form and which of rhythm: `scp_statements.csv`; some of the form are diagnostic too.
+# Which statements are of which kind: `scp_statements.csv`; four are diagnostic and of form.
 KINDS = {
+    "diagnostic": "NDT NST_ DIG LNGQT NORM IMI ASMI LVH LAFB ISC_ IRBBB 1AVB IVCD ISCAL CRBBB CLBBB ILMI LAO/LAE AMI "
+    "ALMI ISCIN INJAS LMI ISCIL LPFB ISCAS INJAL ISCLA RVH ANEUR RAO/RAE EL WPW ILBBB IPLMI ISCAN IPMI SEHYP INJIN "
+    "INJLA PMI 3AVB INJIL 2AVB".split(),
     "form": "NDT NST_ DIG LNGQT ABQRS PVC STD_ VCLVH QWAVE LOWT NT_ PAC LPR INVT LVOLT HVOLT TAB_ STE_ PRC(S)".split(),
     "rhythm": "SR AFIB STACH SARRH SBRAD PACE SVARR BIGU AFLT SVTAC PSVT TRIGU".split(),
 }
@@ -23,8 +26,8 @@ class PTBXL(Source):
 
     Folds 1-8 train, 9 validates, 10 tests (Wagner et al. 2020, "Usage Notes"). A code counts as present whatever its
     likelihood, as in the authors' example and in Strodthoff et al. 2021: form and rhythm codes carry likelihood 0.
-    Where no diagnostic code is present superclasses and subclasses are not labelled (NaN), and so for form and for
-    rhythm: the benchmark leaves these records out.
+    Where no diagnostic code is present diagnostic statements, subclasses and superclasses are not labelled (NaN), and
+    so for form and for rhythm: the benchmark leaves these records out.
     Sex: 0 male, 1 female. Age: 90 stands for "over 89".
     """
 

@@ -3,7 +3,7 @@
 import csv
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -146,6 +146,12 @@ def read_table(path: Path, columns: Sequence[str], unique: str | None = None) ->
         found = f"rows of one {unique}"  # which of them is right, nobody can tell
         raise BadInput(path, found, f"a {unique} of its own in every row", "use the original file")
     return rows
+
+
+def unknown_rows(table: Path, named: Iterable[str], there: Iterable[str]) -> str:
+    """A note on the recordings that a table of labels names and the dataset has not, for `Source.note`; "" if none."""
+    count = len(set(named) - set(there))
+    return f"{table.name} names {count} recordings that are not here: their labels are not used" if count else ""
 
 
 def number(text: str) -> float:

@@ -18,7 +18,7 @@ from commands import Command
 from object_stores import Fault, fake_s3, s3_bucket
 
 from csfm_jax import cli, encoding
-from csfm_jax.training import checkpoint, initial, loop, record, together, watching
+from csfm_jax.training import checkpoint, initial, loop, record, remote, together, watching
 from csfm_jax.training.state import TrainState
 from csfm_jax.training.stopping import StopRequest
 from data_pipelines import storage, store
@@ -184,9 +184,10 @@ def test_the_watch_begins_before_a_store_is_opened_and_ends_when_checkpoints_are
     monkeypatch.setattr(watching, "faulthandler", SimpleNamespace(**handler))
     monkeypatch.setattr(loop, "open_stores", lambda *args: said.append("opened") or store.open_stores(*args))
     monkeypatch.setattr(checkpoint.Checkpoints, "close", lambda self: said.append(close(self) or "closed"))
-    words = ("--config.training.steps=2", "--config.optimizer.warmup_steps=1", "--config.training.hang_seconds=1000")
+    monkeypatch.setattr(loop, "Workdir", lambda place: said.append("entered") or remote.Workdir(place))
+    words = ("--config.training.steps=2", "--config.optimizer.warmup_steps=1", "--config.training.hang_seconds=100000")
     assert cli.main(bench.words(tmp_path / "run", *words)) == 0
-    assert said == [together.LONG, "opened", 1050.0, "closed", "ended"]  # the steps were soon over
+    assert said == [1e5, "opened", 1.05e5, "entered", "closed", "ended"]  # the steps were over before a 20th of it was
 
 
 def test_processes_agree_on_all_but_their_own_paths_and_wait_until_each_has_read_its_stores(

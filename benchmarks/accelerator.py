@@ -123,7 +123,7 @@ def attention_error(backend: str, config) -> float:
 
     def everything(values, backend):
         q, k, v, cotangent = values
-        out, back = jax.vjp(lambda *x: attend(*x, segments, segments, backend=backend), q, k, v)
+        out, back = jax.vjp(lambda *x: attend(*x, segments, backend=backend), q, k, v)
         return out, *back(jnp.where((segments > 0)[..., None, None], cotangent, 0))
 
     # the same rounded values; products of the reference in float32

@@ -52,7 +52,7 @@ def candidates(row: int, windows: list[int] | None, rows: int, heads: int, head_
 
     def both(backend, values, segments):
         q, k, v, cotangent = values
-        out, back = jax.vjp(lambda *x: attend(*x, segments, segments, backend=backend), q, k, v)
+        out, back = jax.vjp(lambda *x: attend(*x, segments, backend=backend), q, k, v)
         return out, back(cotangent)
 
     def alone(groups):

@@ -31,6 +31,7 @@ _REMEDIES = {
     errno.ENOSPC: f"expected room; {_GOES_ON}",
     errno.EDQUOT: f"expected room; {_GOES_ON}",
     errno.EFBIG: "expected the right to write larger files; raise it (ulimit -f), then give the same command again",
+    errno.ENOLCK: "expected a disk that gives locks; choose a place on another one",
     errno.EIO: "expected a sound disk; look at the system's log, or choose another place",
     errno.EACCES: "expected the right to read and write there; choose another place, or change its permissions",
     errno.EPERM: "expected the right to read and write there; choose another place, or change its permissions",

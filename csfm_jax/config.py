@@ -76,7 +76,8 @@ class TrainingConfig:
         accumulate: parts in which a batch is computed, one after the other: memory for data.rows / accumulate rows.
         keep_best: figure of a fine-tuning's validation.jsonl whose best step stays in WORKDIR/best; "first" = the first
             that the task is judged by; "" keeps the latest alone.
-        hang_seconds: a step that takes longer has the stacks of its process printed; 0 never.
+        hang_seconds: a step, or the last save, that takes longer has the stacks of its process printed (opening stores
+            after hours only); 0 never.
         profile_step, profile_steps: from which step on, and for how many, JAX's profiler runs; 0 never.
     """
 

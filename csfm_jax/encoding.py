@@ -1,5 +1,6 @@
 """Checkpoints read: `load` makes a `LoadedEncoder`, `about` tells what weights are without reading them."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from flax import nnx
 
 from csfm_jax.config import Config
 from csfm_jax.loaded_encoder import LoadedEncoder
-from csfm_jax.models import lora
+from csfm_jax.models import attention, lora
 from csfm_jax.models.encoder import Encoder
 from csfm_jax.training import manifest
 from data_pipelines import preprocess
@@ -35,6 +36,7 @@ def load(path: Place) -> LoadedEncoder:
         return load_published_csfm(path)
     step = find_step(path)
     config, params, run = restore_params(step)
+    config = _computed_here(config)
     _check_backbone(config, str(step))
     params = lora.encoder_params(params, config.adaptation)
     encoder = with_params(lambda: Encoder(config.encoder, config.tokens, rngs=nnx.Rngs(0)), params, str(step))
@@ -59,7 +61,7 @@ def about(path: Place) -> About:
         loaded = load(path)
         return About(loaded.config, loaded.provenance, loaded.spec)
     step, run = find_step(path), read_run(path)
-    return About(from_dict(run["config"]), _provenance(step, run), _spec_of(run, str(step)))
+    return About(_computed_here(from_dict(run["config"])), _provenance(step, run), _spec_of(run, str(step)))
 
 
 def load_objective(path: Place) -> tuple[Any, LoadedEncoder]:
@@ -69,6 +71,7 @@ def load_objective(path: Place) -> tuple[Any, LoadedEncoder]:
 
     step = find_step(path)
     config, params, run = restore_params(step)
+    config = _computed_here(config)
     objective = with_params(lambda: objectives.build(config, rngs=nnx.Rngs(0)), params, str(step))
     spec, tokenizer = _spec_of(run, str(step)), run.get("tokenizer")
     encoder = objective.lora.adapt(objective.encoder) if config.adaptation.lora_rank else objective.encoder
@@ -91,6 +94,13 @@ def random_encoder(config: Config, seed: int = 0, spec: preprocess.Spec | None =
     state = jax.jit(lambda: nnx.state(build()))()  # one program instead of one for every array
     encoder = nnx.merge(graphdef, state)
     return LoadedEncoder(config, encoder, spec or preprocess.get_spec("csfm-jax"), None, {"seed": seed})
+
+
+def _computed_here(config: Config) -> Config:
+    # The kernel that a run named for its own devices; those at hand are not its choice, and the weights are the same.
+    if attention.runs_here(config.encoder.attention):
+        return config
+    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, attention="auto"))
 
 
 def _check_backbone(config: Config, where: str) -> None:

@@ -170,19 +170,27 @@ class Share(NamedTuple):
     parts: int
 
 
-def rows_share(mesh: Mesh) -> Share:
-    """This process's share of the rows. Processes that only split heads between them read the same rows.
+def shares(processes: np.ndarray) -> dict[int, Share]:
+    """Every process's share of the rows. Processes that only split heads between them read the same rows.
+
+    Args:
+        processes: [replica, data, fsdp, tensor], the number of the process that has the device there.
 
     Raises:
         BadInput: the row shards of two processes overlap in part.
     """
-    shards = np.arange(math.prod(mesh.shape[a] for a in BATCH_AXES)).reshape([mesh.shape[a] for a in BATCH_AXES])
+    by_shard = processes.reshape(-1, processes.shape[AXES.index("tensor")])
     held: dict[int, set[int]] = {}
-    for index, device in np.ndenumerate(mesh.devices):
-        held.setdefault(device.process_index, set()).add(int(shards[index[: len(BATCH_AXES)]]))
-    groups = sorted({tuple(sorted(held[process])) for process in held})
-    if sum(map(len, groups)) != shards.size or len(set(map(len, groups))) > 1:
+    for (shard, _), process in np.ndenumerate(by_shard):
+        held.setdefault(int(process), set()).add(shard)
+    groups = sorted({tuple(sorted(shards)) for shards in held.values()})
+    if sum(map(len, groups)) != len(by_shard) or len(set(map(len, groups))) > 1:
         found = f"{len(held)} processes that share some of their rows but not all"
         expected = "a tensor axis that lies within a process, or spans whole processes"
         raise BadInput("config.mesh", found, expected, "change config.mesh.tensor")
-    return Share(groups.index(tuple(sorted(held[jax.process_index()]))), len(groups))
+    return {process: Share(groups.index(tuple(sorted(shards))), len(groups)) for process, shards in held.items()}
+
+
+def rows_share(mesh: Mesh) -> Share:
+    """This process's share of the rows; raises as `shares`."""
+    return shares(np.vectorize(lambda device: device.process_index)(mesh.devices))[jax.process_index()]

@@ -179,7 +179,8 @@ class Loader:
         self._taken += 1
         if epoch >= self._planned:
             self._planned = epoch + 1
-            self.plans.forget_before(epoch)
+            # Hosts may share the folder, and another one may still read the last rows of the epoch before.
+            self.plans.forget_before(epoch - 1)
             threading.Thread(target=self._plan_ahead, args=(epoch + 1,), daemon=True).start()
         row += self._rows.data.rows
         self._epoch, self._row = (epoch + 1, 0) if row >= self.plans.get(epoch).rows else (epoch, row)

@@ -1,4 +1,4 @@
-"""Epochs' plans on disk: made once a host, mapped into memory by whoever reads rows, removed when the epoch is over."""
+"""Epochs' plans on disk: made once a host, mapped into memory by whoever reads rows, removed when all have done so."""
 
 import dataclasses
 import fcntl
@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -106,29 +108,34 @@ class Plans:
             path = self._folder(epoch)
             plan = _open(path)
             if plan is None:
-                with self._locked():
+                with self._locked() as alone:
                     plan = _open(path)  # somebody may have made it while we waited
                     if plan is None:
-                        self._make(epoch, path)
+                        self._make(epoch, path, alone)
                         plan = _open(path)
             # a removed file takes its room on the disk for as long as any worker has it mapped
             self._open = {e: p for e, p in self._open.items() if e >= epoch - 1} | {epoch: plan}
         return plan
 
     @contextmanager
-    def _locked(self):
+    def _locked(self) -> Iterator[bool]:
+        """Whether the lock is held; not on a disk without locks, where several may make the same plan."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
-            yield
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
+                alone = True
+            except OSError:
+                alone = False
+            yield alone
 
-    def _make(self, epoch: int, path: Path) -> None:
-        shutil.rmtree(path, ignore_errors=True)
-        for torn in self.folder.glob(".planning-*"):  # of killed processes: we hold the lock
+    def _make(self, epoch: int, path: Path, alone: bool) -> None:
+        mine = f".planning-{socket.gethostname()}-"  # some network disks keep a lock within a host
+        for torn in self.folder.glob(f"{mine}*") if alone else ():  # of killed processes: we hold the lock
             shutil.rmtree(torn, ignore_errors=True)
         table = self.windows(epoch)
         plan = plan_windows(table, self.capacities, self._hide, self._data.seed, epoch)
-        temporary = Path(tempfile.mkdtemp(prefix=".planning-", dir=self.folder))
+        temporary = Path(tempfile.mkdtemp(prefix=mine, dir=self.folder))
         try:
             for name in _COLUMNS:
                 np.save(temporary / f"{name}.npy", getattr(table, name))
@@ -136,8 +143,9 @@ class Plans:
             try:
                 os.replace(temporary, path)
             except OSError:
-                if not path.is_dir():  # another host that shares the folder was first: its plan is the same
-                    raise
+                if _open(path) is None:  # a torn one lies there; else somebody was first, whose plan is the same
+                    shutil.rmtree(path, ignore_errors=True)
+                    os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

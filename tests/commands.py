@@ -30,11 +30,15 @@ class Command:
         self._process.start()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         return self._process.is_alive()
 
     def send_signal(self, number: int) -> None:
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def ended(self, limit: float = 300) -> tuple[int, str, str]:
         """Waits; returns the exit code (negative: the signal that ended it) and what it printed and complained of."""

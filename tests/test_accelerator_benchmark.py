@@ -77,8 +77,8 @@ def test_rows_are_full_and_lawful(row_tokens):
 
 
 def test_what_is_wrong_is_told_and_not_timed(monkeypatch, capsys):
-    def no_windows(q, k, v, segments_q, segments_k):  # attends across the row's windows
-        return attention.reference.attend(q, k, v, jnp.minimum(segments_q, 1), jnp.minimum(segments_k, 1))
+    def no_windows(q, k, v, segments):  # attends across the row's windows
+        return attention.reference.attend(q, k, v, jnp.minimum(segments, 1))
 
     monkeypatch.setitem(attention.BACKENDS, "dense", no_windows)
     monkeypatch.setattr(accelerator, "step_time", lambda *_: pytest.fail("timed"))

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csfm_jax.models.attention import BACKENDS, SHORT, SHORT_GPU, attend, choose, splash, triton
+from csfm_jax.models.attention import BACKENDS, SHORT, SHORT_GPU, attend, check, choose, chosen, splash, triton
+from data_pipelines.errors import BadInput
 
 
 @pytest.fixture
@@ -52,12 +53,11 @@ def by_hand(q, k, v, segments):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def with_gradients(backend, q, k, v, segments_q, segments_k=None):
+def with_gradients(backend, q, k, v, segments):
     """The output and the gradients of q, k and v, for a cotangent that no query shares with another."""
-    segments_k = segments_q if segments_k is None else segments_k
 
     def total(q, k, v):
-        out = attend(q, k, v, segments_q, segments_k, backend=backend)
+        out = attend(q, k, v, segments, backend=backend)
         return jnp.sum(jnp.sin(out.astype(jnp.float32) * 3.0)), out
 
     (_, out), gradients = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
@@ -74,7 +74,7 @@ def assert_agree(got, expected, tolerance):
 
 def test_reference_is_the_formula():
     q, k, v, segments = packed(24)
-    out = attend(q, k, v, segments, segments, backend="reference")
+    out = attend(q, k, v, segments, backend="reference")
     np.testing.assert_allclose(out, by_hand(q, k, v, segments), atol=2e-6)
     assert not np.asarray(out)[np.asarray(segments) == 0].any()  # padding gives zeros, the empty row too
 
@@ -127,21 +127,6 @@ def test_triton_agrees_with_the_reference_whatever_the_windows(head_dim, interpr
         assert not any(np.asarray(x)[np.asarray(segments) == 0].any() for x in got)
 
 
-@pytest.mark.parametrize("backend", ["blocks", "triton"])  # the kernel takes one array of segments: it hands over
-def test_the_keys_of_other_tokens_are_found(backend):
-    """Queries and keys of different lengths, windows in another order, and one window of which there is no query."""
-    rng = np.random.default_rng(0)
-    segments_q = np.repeat([[2, 1, 4, 0], [1, 2, 3, 4]], [10, 1, 40, 6], axis=1).astype(np.int32)
-    segments_k = np.repeat([[1, 2, 3, 4], [3, 4, 2, 1]], [50, 3, 7, 90], axis=1).astype(np.int32)
-    q = rng.standard_normal((2, segments_q.shape[1], 2, 8)).astype(np.float32)
-    k, v = rng.standard_normal((2, 2, segments_k.shape[1], 2, 8)).astype(np.float32)
-    assert_agree(
-        with_gradients(backend, q, k, v, segments_q, segments_k),
-        with_gradients("reference", q, k, v, segments_q, segments_k),
-        1e-5,
-    )
-
-
 def test_a_packed_window_is_the_window_alone():
     rng = np.random.default_rng(0)
     lengths = [20, 150, 7, 90]
@@ -189,7 +174,7 @@ def test_auto_on_a_cpu(monkeypatch):
         monkeypatch.setitem(BACKENDS, name, lambda q, *_, name=name: called.append(name) or q)
     for length in (SHORT, SHORT + 1):
         q, k, v, segments = packed(length, heads=1, head_dim=4)
-        attend(q, k, v, segments, segments)
+        attend(q, k, v, segments)
     assert called == ["reference", "blocks"]
 
 
@@ -201,6 +186,28 @@ def test_auto_elsewhere(monkeypatch):
     for capability, backend in (("7.5", "blocks"), ("8.0", "triton"), ("12.0", "triton"), ("gfx942", "triton")):
         monkeypatch.setattr(jax, "devices", lambda found=capability: [SimpleNamespace(compute_capability=found)])
         assert choose("gpu", 2048) == backend
+
+
+def test_a_backend_that_was_named_computes_or_is_refused(monkeypatch):
+    for backend in ("splash", "triton"):
+        with pytest.raises(BadInput, match=f"config.encoder.attention: found '{backend}' on cpu; expected a .PU.*auto"):
+            check(backend)
+    for backend in ("auto", "reference", "dense", "blocks"):
+        check(backend)
+    q = jnp.zeros((1, SHORT_GPU + 1, 1, 8))
+    with pytest.raises(ValueError, match="[Ii]nterpret mode"):  # and where nobody has asked: no other one in its place
+        jax.jit(functools.partial(attend, backend="triton"))(q, q, q, jnp.ones(q.shape[:2], jnp.int32))
+    for platform, capability, right in (("gpu", "8.0", "triton"), ("gpu", "7.5", None), ("tpu", "", "splash")):
+        device = SimpleNamespace(compute_capability=capability, device_kind="made up")
+        monkeypatch.setattr(jax, "devices", lambda found=device: [found])
+        monkeypatch.setattr(jax, "default_backend", lambda found=platform: found)
+        assert chosen("auto", SHORT_GPU + 1) == (right or "blocks")
+        for backend in ("splash", "triton"):
+            if backend == right:
+                check(backend)
+            else:
+                with pytest.raises(BadInput, match=f"'{backend}' on made up"):
+                    check(backend)
 
 
 def float32_arrays(jaxpr):

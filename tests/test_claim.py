@@ -13,7 +13,10 @@ from csfm_jax.training import claim
 from csfm_jax.training.claim import Claim, locked
 from csfm_jax.training.remote import Workdir
 from data_pipelines import storage
+from data_pipelines.config import DataConfig, TokenConfig
 from data_pipelines.errors import BadInput
+from data_pipelines.loader import make_loader
+from data_pipelines.store import open_stores
 
 THERE = "s3://bucket/runs/one"
 
@@ -39,10 +42,15 @@ def test_a_lock_ends_with_its_process(tmp_path):
             pass
 
 
-def test_a_disk_without_locks_is_told_once_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_disk_without_locks_is_told_once_and_the_run_goes_on(tiny_stores, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(claim.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks")))
-    with locked(tmp_path):
-        pass
+    with locked(tmp_path):  # and its plans, on the same disk, are made
+        stores = open_stores(str(tiny_stores), "size")
+        tokens = TokenConfig(modalities=("ecg", "ppg"), text_length=0)
+        data = DataConfig(rows=2, row_tokens=1408, row_windows=8)
+        made = make_loader(stores, tokens, data, plans_dir=tmp_path / "plans")
+        assert (next(made).channel > 0).any() and list((tmp_path / "plans").glob("epoch-0-*"))
+        made.close()
     said = capsys.readouterr().err
     assert said.startswith(f"{tmp_path}: found a disk that gives no lock (no locks)") and said.count("\n") == 1
 

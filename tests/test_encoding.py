@@ -70,6 +70,12 @@ def test_embedding_a_raw_recording_tells_windows_tokens_and_what_was_done(encode
     assert "500 -> 250 Hz" in result.report[0]["done"]
 
 
+def test_a_kernel_that_a_run_named_for_its_own_devices_is_left_to_auto_on_others(tmp_path):
+    workdir = write_checkpoint(tmp_path, toy_config(attention="splash"))
+    assert encoding.load(workdir).embed(_signal(1), 500, ["I"], "mV").pooled.shape == (2, 24)
+    assert encoding.load_objective(workdir)[1].config == encoding.about(workdir).config == toy_config(attention="auto")
+
+
 def test_units_of_each_channel_and_recordings_give_the_same_embedding(encoder):
     signal = _signal(2)
     result = encoder.embed(signal, 500, ["I", "V1"], "mV", mains=50)

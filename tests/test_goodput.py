@@ -63,18 +63,29 @@ def test_a_torn_file_costs_no_run(tmp_path):
 HANGS = """
 import time
 from csfm_jax.config import TrainingConfig
-from csfm_jax.training.watching import Watch
+from csfm_jax.training import watching
+
+def a_start_that_hangs():
+    time.sleep(1.5)
 
 def a_step_that_hangs():
     time.sleep(1.5)
 
-with Watch(TrainingConfig(hang_seconds=0.3), None) as watch:
-    watch.step(1)
-    watch.step(2)
+watching.LONG = 0.3
+with watching.Watch(TrainingConfig(hang_seconds=0.2)) as watch:
+    a_start_that_hangs()
+    for _ in range(2):
+        watch.goes_on()
     a_step_that_hangs()
+with watching.Watch(TrainingConfig(hang_seconds=0)) as watch:
+    watch.goes_on()
+    time.sleep(0.5)
+time.sleep(0.5)
 """
 
 
-def test_a_step_that_hangs_shows_its_stack():
+def test_a_start_and_a_step_that_hang_show_their_stacks():
     done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0 and "a_step_that_hangs" in done.stderr and "Timeout" in done.stderr
+    assert done.returncode == 0 and done.stderr.count("Timeout") == 2, done.stderr
+    start, step = done.stderr.split("Timeout")[1:]
+    assert "a_start_that_hangs" in start and "a_step_that_hangs" in step

@@ -242,6 +242,10 @@ def test_local_processes_train(tiny_stores, tmp_path):
     put(tmp_path, "csfm", f'#!/bin/sh\nexec {sys.executable} -m csfm_jax.cli "$@"\n')
     process = start(tmp_path, "run.sh", PYTHONPATH=str(ROOT), JAX_DISABLE_MOST_OPTIMIZATIONS="true")
     out, _ = process.communicate(timeout=500)
-    assert process.returncode == 0 and "devices: 2 x cpu on 2 hosts" in out, out
+    assert process.returncode == 0, out
+    for number in (0, 1):
+        (line,) = [line for line in out.splitlines() if f"; process {number} (" in line]
+        assert line.startswith("devices: 2 x cpu on 2 hosts")
+        assert line.endswith(f"1 of them, rows {number + 1} to {number + 1} of 2")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]

@@ -232,6 +232,7 @@ def test_a_topology_that_does_not_exist_lists_those_that_do(text, listed):
     assert listed in error.value.expected
 
 
+HEADS = ("encoder.heads", "decoder.heads")
 REFUSED = [
     ("slurm", dict(zone="us-west4-a"), "--zone"),
     ("slurm", dict(image="a/b:c"), "--image"),
@@ -269,11 +270,11 @@ REFUSED = [
     ("local", dict(gpus=3), "--gpus"),
     ("local", dict(overrides=("--config.data.stores=elsewhere",)), "--config.data.stores"),
     ("slurm", dict(overrides=("--config.mesh.tensor=3",)), "config.mesh"),
-    # a tensor axis over two nodes of eight GPUs: both would read rows for the same shard
+    # heads over six of twelve GPUs: the nodes of four would share some of their rows
     (
         "slurm",
-        dict(overrides=("--config.mesh.tensor=16", "--config.encoder.heads=16", "--config.decoder.heads=16")),
-        "config.mesh.tensor",
+        dict(nodes=3, gpus=4, overrides=[f"--config.{name}=6" for name in ("mesh.tensor", *HEADS, "decoder.mlp")]),
+        "config.mesh",
     ),
     ("slurm", dict(overrides=("--config.optimizer.learning_rat=1",)), "config.optimizer.learning_rat"),
     ("slurm", dict(config="csfm_bse"), "--config=csfm_bse"),
@@ -285,6 +286,14 @@ def test_what_cannot_be_is_refused_by_name(case, more, where):
     with pytest.raises(BadInput) as error:
         launching.render(job(case, **{"target": case.partition("_gpus")[0], **more}))
     assert error.value.where == where and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("case, machines, tensor", [("local", dict(gpus=0), 2), ("slurm", {}, 4), ("slurm", {}, 16)])
+def test_a_tensor_axis_lies_within_a_process_or_spans_whole_ones(case, machines, tensor):
+    """As `sharding.rows_share` has it; test_step.py trains so."""
+    more = [f"--config.{name}={tensor}" for name in ("mesh.tensor", *HEADS)]
+    (text,) = launching.render(job(case, **machines, overrides=(*more,))).values()
+    assert f"mesh.tensor={tensor}" in text
 
 
 @pytest.mark.parametrize("case", ["slurm", "local"])

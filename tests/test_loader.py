@@ -1,6 +1,8 @@
 """The loader: batches are a function of (stores, config, row numbers), whatever reads them; and what is in a batch."""
 
+import errno
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from small_stores import LEADS, mixed_store, recording, write_store
 
-from data_pipelines import loader, text
+from data_pipelines import loader, packing, plans, text
 from data_pipelines.config import DataConfig, MaskConfig, TokenConfig, WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CLS, TEXT
@@ -232,8 +234,46 @@ def test_plans_are_made_ahead_and_removed_behind(make, tmp_path):
     while one.state()["epoch"] < 2:
         next(one)
     next(one)
-    assert "0" not in folders() and "1" not in folders()
+    assert "0" not in folders() and "1" in folders()
     assert not list((tmp_path / "plans").glob(".planning-*"))
+
+
+def test_a_host_that_is_ahead_leaves_the_epoch_that_another_one_still_reads(make, stores, tmp_path):
+    ahead, behind = make(host=0, hosts=2), make(host=1, hosts=2)
+    batches = -(-behind.plans.get(1).rows // DATA.rows)
+    while ahead.state()["epoch"] < 2:
+        next(ahead)
+    (between,) = (tmp_path / "plans").glob("epoch-1-*")
+    (between / "kept").touch()
+    next(ahead)  # the first of epoch 2
+    while behind.state()["epoch"] < 1:
+        next(behind)
+    expected = take(behind, batches)
+    read_late = make(host=1, hosts=2, state={**behind.state(), "epoch": 1, "row": 0})  # no plan is mapped yet
+    for a, b in zip(expected, take(read_late, batches)):
+        assert_equal(a, b)
+    assert (between / "kept").exists()  # it is the same plan, not one that had to be made again
+
+
+def test_without_locks_those_who_make_the_same_plan_at_once_do_not_disturb_each_other(stores, tmp_path, monkeypatch):
+    monkeypatch.setattr(plans.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks")))
+    save, begun, others = packing.PackingPlan.save, [], []
+
+    def planned(seed=0):
+        return loader.Rows(stores, TOKENS, replace(DATA, seed=seed), "train", tmp_path / "plans").plans.get(0)
+
+    def save_late(plan, folder):
+        begun.append(folder)
+        if len(begun) == 1:
+            others.append(planned())  # another one begins later, and has finished before
+        save(plan, folder)
+
+    monkeypatch.setattr(packing.PackingPlan, "save", save_late)
+    assert planned().packing.digest == others[0].packing.digest and len(begun) == 2
+    assert len(list((tmp_path / "plans").iterdir())) == 3  # the plan, the tokens of texts, and the lock
+    (tmp_path / "plans" / f".planning-{socket.gethostname()}-another").mkdir()
+    planned(seed=1)
+    assert len(list((tmp_path / "plans").glob(".planning-*"))) == 1  # who knows whether its process lives?
 
 
 @pytest.mark.parametrize("torn", ["plan.json", "row_windows.npy", "start.npy"])
@@ -244,16 +284,17 @@ def test_a_torn_plan_is_made_again(make, tmp_path, torn):
     content = file.read_bytes()
     file.unlink()  # another file under the name: the loader above may still read the mapped one
     file.write_bytes(content[: len(content) // 2])
-    (tmp_path / "plans" / ".planning-killed").mkdir()
+    for left in (f".planning-{socket.gethostname()}-killed", ".planning-another-host-lives"):
+        (tmp_path / "plans" / left).mkdir()
     assert_equal(expected, next(make()))
-    assert not list((tmp_path / "plans").glob(".planning-*"))
+    assert [p.name for p in (tmp_path / "plans").glob(".planning-*")] == [".planning-another-host-lives"]
 
 
 def test_a_worker_keeps_no_removed_plan_open(stores, tmp_path):
-    plans = loader.Rows(stores, TOKENS, DATA, "train", tmp_path / "plans").plans
+    made = loader.Rows(stores, TOKENS, DATA, "train", tmp_path / "plans").plans
     for epoch in range(4):
-        assert plans.get(epoch) is plans.get(epoch)
-    assert set(plans._open) == {2, 3}
+        assert made.get(epoch) is made.get(epoch)
+    assert set(made._open) == {2, 3}
 
 
 def test_workers_leave_the_accelerator_and_ctrl_c_alone():

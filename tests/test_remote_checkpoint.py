@@ -2,12 +2,14 @@
 
 import dataclasses
 import errno
+import functools
 import os
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +19,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from object_stores import Fault, fake_gcs, fake_s3, s3_bucket
 from test_checkpoint import RUN, abstract, arrays
 
-from csfm_jax.training import checkpoint, loop, remote
+from csfm_jax.training import checkpoint, loop, remote, together
 from csfm_jax.training.manifest import finished_steps, read_manifest, verify_step
 from csfm_jax.training.remote import RemoteCheckpoints, Workdir
-from csfm_jax.training.together import barrier, check_equal
+from csfm_jax.training.together import anywhere, barrier, check_equal
 from data_pipelines import storage, storage_errors
 from data_pipelines.errors import BadInput
 
@@ -193,7 +195,7 @@ def test_a_step_that_only_another_process_finds_damaged_can_be_saved_again(s3, t
     saved(tmp_path, 1, 2)
     answers = iter([True])  # of the other process; here step 2 came back whole
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "anywhere", lambda flag: next(answers, flag))
+        patched.setattr(checkpoint, "anywhere", lambda what, flag, limit: next(answers, flag))
         checkpoints = opened(tmp_path)
     assert checkpoints.latest() == 1 and checkpoints.read_run()["step"] == 1
     save(checkpoints, 2)
@@ -295,7 +297,12 @@ def one_of_two(folder: Path) -> None:
             np.testing.assert_array_equal(mine.addressable_data(0), other.addressable_data(0))
     checkpoints.close()
     with pytest.raises(BadInput, match="^--config: found processes 1 differ from process 0; expected one everywhere"):
-        check_equal("--config", f"{jax.process_index():02x}", "one everywhere", "start all with the same")
+        check_equal("--config", str(jax.process_index()), "one everywhere", "start all with the same")
+    # texts of other lengths, and parts that only one has
+    held = {"a": "1", "b": "x" * (1 + jax.process_index()), **({"c": "0"} if jax.process_index() else {})}
+    with pytest.raises(BadInput, match="^it: found processes 1 differ from process 0 in b, c; expected one"):
+        check_equal("it", held, "one everywhere", "start all with the same")
+    assert anywhere("one", jax.process_index() == 1) and not anywhere("none", False)
     with Workdir(folder / "shared"):
         pass
     with pytest.raises(BadInput, match="^--workdir: found processes 1 differ .*; choose one on a disk that all"):
@@ -303,6 +310,11 @@ def one_of_two(folder: Path) -> None:
     if jax.process_index() == 0:
         with pytest.raises(BadInput, match="'alone': found processes 1 not here; expected all 2"):
             barrier("alone", 0.5)
+        with pytest.raises(BadInput, match="'late': found processes 1 not here; expected all 2"):
+            anywhere("late", True, 0.5)
+        soon = mock.patch.object(together, "barrier", functools.partial(barrier, limit=0.5))
+        with soon, pytest.raises(BadInput, match="'file compared': found processes 1 not here; expected all 2"):
+            check_equal("file", "", "one everywhere", "wait")
     barrier("both")
 
 

@@ -52,6 +52,26 @@ def test_machines_of_a_cluster_are_no_slices(platform):
         sharding.make_mesh(MeshConfig(), [FakeDevice(n, "tpu") for n in range(8)])
 
 
+@pytest.mark.parametrize(
+    "sizes, devices, expected",  # of a process; which part of how many each of them reads
+    [
+        ((1, 4, 1, 1), 2, [(0, 2), (1, 2)]),
+        ((1, 1, 1, 4), 2, [(0, 1), (0, 1)]),
+        ((2, 1, 1, 4), 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((1, 2, 1, 2), 2, [(0, 2), (1, 2)]),
+        ((1, 4, 1, 3), 4, None),
+        ((1, 2, 1, 6), 4, None),
+    ],
+)
+def test_processes_share_all_of_their_rows_or_none(sizes, devices, expected):
+    processes = np.arange(np.prod(sizes)).reshape(sizes) // devices
+    if expected is None:
+        with pytest.raises(BadInput, match="config.mesh: found 3 processes that share some of their rows but not all"):
+            sharding.shares(processes)
+    else:
+        assert sharding.shares(processes) == dict(enumerate(expected))
+
+
 class FakeMesh:
     shape = {"replica": 1, "data": 4, "fsdp": 2, "tensor": 4}
 

@@ -65,15 +65,15 @@ def test_other_commands_are_left_to_python(words):
     assert stopped.returncode == -signal.SIGTERM
 
 
-def several() -> list[dict[str, str]]:
-    """The environment of each of two processes."""
+def several(tasks: int = 2) -> list[dict[str, str]]:
+    """The environment of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     # as one of SLURM's, whose variables JAX reads
-    of_job = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    of_job = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(tasks)}
     of_job["JAX_COORDINATOR_ADDRESS"] = address
-    return [of_job | {"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)} for n in (0, 1)]
+    return [of_job | {"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)} for n in range(tasks)]
 
 
 def test_a_process_that_cannot_go_on_ends_the_others_which_say_which_one_and_why():

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,10 +18,10 @@ from commands import Command
 from object_stores import Fault, fake_s3, s3_bucket
 
 from csfm_jax import cli, encoding
-from csfm_jax.training import checkpoint, initial, loop, record, together
+from csfm_jax.training import checkpoint, initial, loop, record, remote, together, watching
 from csfm_jax.training.state import TrainState
 from csfm_jax.training.stopping import StopRequest
-from data_pipelines import storage
+from data_pipelines import storage, store
 from data_pipelines.errors import BadInput
 
 STEPS = 40
@@ -119,7 +120,8 @@ def test_a_run_leaves_lines_checkpoints_and_its_record(finished, bench, tiny_sto
     for kind in ("random", "channel", "time", "modality"):
         assert held_out[-1][f"validation/{kind}/mae/ecg"] > 0 and held_out[-1][f"validation/{kind}/rmse/ppg"] > 0
     assert checkpoint.finished_steps(workdir / "checkpoints") == [36, 40]
-    assert "devices: 1 x cpu" in out and "parameters: " in out and "decoder's share" in out
+    assert out.startswith("devices: 1 x cpu\n") and "parameters: " in out and "decoder's share" in out
+    assert "attention: reference among a row's 60 visible tokens, reference among all 160\n" in out
     subjects = gzip.decompress((workdir / "subjects-trained.txt.gz").read_bytes()).decode().split()
     run = checkpoint.restore_params(workdir)[2]
     digest = hashlib.sha256("\n".join(subjects).encode()).hexdigest()
@@ -175,11 +177,24 @@ def test_a_stop_is_saved_before_validation_and_the_run_that_goes_on_writes_the_l
     assert learned(workdir) == learned(tmp_path / "whole")
 
 
+def test_the_watch_begins_before_a_store_is_opened_and_ends_when_checkpoints_are_closed(bench, tmp_path, monkeypatch):
+    said, close = [], checkpoint.Checkpoints.close
+    handler = {"dump_traceback_later": lambda limit, file: said.append(limit)}
+    handler["cancel_dump_traceback_later"] = lambda: said.append("ended")
+    monkeypatch.setattr(watching, "faulthandler", SimpleNamespace(**handler))
+    monkeypatch.setattr(loop, "open_stores", lambda *args: said.append("opened") or store.open_stores(*args))
+    monkeypatch.setattr(checkpoint.Checkpoints, "close", lambda self: said.append(close(self) or "closed"))
+    monkeypatch.setattr(loop, "Workdir", lambda place: said.append("entered") or remote.Workdir(place))
+    words = ("--config.training.steps=2", "--config.optimizer.warmup_steps=1", "--config.training.hang_seconds=100000")
+    assert cli.main(bench.words(tmp_path / "run", *words)) == 0
+    assert said == [1e5, "opened", 1.05e5, "entered", "closed", "ended"]  # the steps were over before a 20th of it was
+
+
 def test_processes_agree_on_all_but_their_own_paths_and_wait_until_each_has_read_its_stores(
     bench, tmp_path, monkeypatch
 ):
     said = []
-    monkeypatch.setattr(together, "check_equal", lambda what, digest, *_: said.append(digest))
+    monkeypatch.setattr(together, "check_equal", lambda what, held, *_: said.append(held))
     monkeypatch.setattr(loop, "open_stores", lambda *_: said.append("opened"))
     monkeypatch.setattr(together, "barrier", lambda name, limit=0: said.append(limit) or 1 / 0)
 
@@ -187,9 +202,9 @@ def test_processes_agree_on_all_but_their_own_paths_and_wait_until_each_has_read
         said.clear()
         with pytest.raises(ZeroDivisionError):
             cli.main(bench.words(tmp_path / "run", *more))
-        digest, *then = said
+        held, *then = said
         assert then == ["opened", together.LONG]
-        return digest
+        return held
 
     alone = agreed()
     for same in ("data.workers=3", "data.verify=size", "data.tokenizer=x.json"):
@@ -311,6 +326,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_compiled(bench, tm
     assert "config.optimizer.name" in refused(bench, tmp_path, capsys, "--config.optimizer.name=mion")
     assert "config.training.ema" in refused(bench, tmp_path, capsys, "--config.training.ema=1.0")
     assert "config.mesh" in refused(bench, tmp_path, capsys, "--config.mesh.fsdp=3")
+    assert "config.encoder.attention" in refused(bench, tmp_path, capsys, "--config.encoder.attention=triton")
     missing = "--config.data.stores=" + str(tmp_path / "absent")
     assert "absent" in refused(bench, tmp_path, capsys, missing)
 

@@ -44,7 +44,7 @@ class Attention(nnx.Module):
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if angles_BNR is not None:
             q, k = rotate(q, angles_BNR), rotate(k, angles_BNR)
-        return self.out(attend(q, k, v, segment_BN, segment_BN, backend=self.backend))
+        return self.out(attend(q, k, v, segment_BN, backend=self.backend))
 
 
 class Block(nnx.Module):

@@ -53,7 +53,7 @@ class Best:
             raise BadInput("config.training.keep_best", f"a run at {workdir}", "a work directory here", remedy)
         if self._name == "first":
             self._name = tasks.get(config.adaptation.task).metrics[0]
-        self.value = together.of_first(self._kept())
+        self.value = together.of_first("the best step of before", self._kept())
 
     def better(self, measured: dict | None) -> bool:
         """Whether held-out figures ("validation/NAME" -> value; None: there are none) are the best so far.
@@ -75,7 +75,7 @@ class Best:
         if not self._name:
             return
         measured = {name: value for name, value in (line or {}).items() if name != "step"}
-        if self._improves(together.of_first(self._figure(measured) if measured else math.nan)):
+        if self._improves(together.of_first("a step's figure", self._figure(measured) if measured else math.nan)):
             self.keep(step)
 
     def keep(self, step: int) -> None:

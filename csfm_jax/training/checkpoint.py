@@ -43,6 +43,7 @@ from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.storage import Place
 
+_SLOWEST = 3600  # seconds that processes wait for the one that brings a step from an object store last
 LAST_SAVE = 60.0  # seconds that a run of several processes, which an error ends, leaves the save under way
 
 
@@ -206,7 +207,7 @@ def set_damaged_aside(
     while steps := finished_steps(folder):
         step = storage.join(folder, str(steps[-1]))
         damage = damage_of(steps[-1])
-        if not anywhere(damage is not None):
+        if not anywhere(f"step {steps[-1]} compared", damage is not None, _SLOWEST):
             return
         name, found, expected = damage or ("a file", "another process's finding", "the manifest's content")
         if len(steps) == 1:

@@ -1,8 +1,6 @@
 """The training run: build mesh, data, model, optimizer; restore; step; log; save."""
 
 import contextlib
-import hashlib
-import json
 import time
 from pathlib import Path
 
@@ -11,8 +9,8 @@ import jax
 from csfm_jax import sharding
 from csfm_jax.config import Config
 from csfm_jax.evaluation import label_budget
+from csfm_jax.models import attention, flops
 from csfm_jax.models import config as model_config
-from csfm_jax.models import flops
 from csfm_jax.tasks.resolve import read_stores, read_tokens
 from csfm_jax.training import initial, record, step, together
 from csfm_jax.training.adaptation import run_optimizer
@@ -27,7 +25,7 @@ from csfm_jax.training.state import Blueprint, TrainState, blueprint
 from csfm_jax.training.stopping import StopRequest
 from csfm_jax.training.task_validation import TaskValidation
 from csfm_jax.training.validation import Validation
-from csfm_jax.training.watching import Watch
+from csfm_jax.training.watching import Profile, Watch
 from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.loader import Loader, make_loader
@@ -56,22 +54,29 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
     with contextlib.ExitStack() as until_end:
         # The signals first: whatever comes at any moment from here on ends in a saved checkpoint.
         stop = until_end.enter_context(StopRequest())
+        watch = until_end.enter_context(Watch(config.training))  # until the last checkpoint is written and closed
         # All that can be refused is refused before anything is compiled, cheapest first.
         mesh = _checked_mesh(config)
+        share = sharding.rows_share(mesh)
+        # By every process, so that a late one is known by its absence; in one write, since they may share a log.
+        print(f"devices: {record.device_line(share, config.data.rows)}\n", end="", flush=True)
         remedy = "start every process with the same command and the same files"
-        together.check_equal("--config", record.everywhere_digest(config), "one configuration everywhere", remedy)
+        # A folder may have another name on each host; whether all see one is asked where it is entered.
+        told = record.everywhere(config) | {"--workdir": workdir if storage.is_remote(workdir) else "a folder"}
+        together.check_equal("--config and --workdir", told, "the same everywhere", remedy)
         rate = learning_rate(config.optimizer, config.training.steps)
         optimizer = run_optimizer(config)
         stores = open_stores(config.data.stores, config.data.verify, config.data.fold)
         # Before anything waits for the others: what a host reads to verify its own copies may take it hours.
         together.barrier("stores opened", together.LONG)
+        watch.goes_on()
         home = until_end.enter_context(Workdir(workdir))
         folder = home.folder  # of this host; the work directory itself, unless that is in an object store
         _cache_compilations(home)
         checkpoints = home.checkpoints(config.training.keep_checkpoints)
         until_end.push(checkpoints.ended)
         saved = checkpoints.read_run()
-        begins = hashlib.sha256(json.dumps([init, saved.get("step")]).encode()).hexdigest()
+        begins = {"--init": str(init), "the latest step": str(saved.get("step"))}
         together.check_equal("--init and the latest checkpoint", begins, "the same everywhere", remedy)
         tokenizer = choose_tokenizer(stores, read_tokens(config), config.data.tokenizer)
         about = record.describe(config, stores, tokenizer, command)
@@ -82,7 +87,7 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         from_weights = init not in (None, initial.RANDOM) and not saved
         begun = initial.read(init, config, stores, tokenizer) if from_weights else None
         about["initial"] = begun.about if begun else saved.get("initial")
-        loader = _loader(config, stores, folder / "plans", saved.get("data"), sharding.rows_share(mesh))
+        loader = _loader(config, stores, folder / "plans", saved.get("data"), share)
         until_end.callback(loader.close)
 
         plan = blueprint(config, optimizer, mesh)
@@ -107,17 +112,18 @@ def train(config: Config, workdir: Place, *, command: str, init: str | None = No
         validation = kind(config, plan, stores, folder / "plans", mesh)
         best = Best(config, workdir, folder)
         train_step = step.make_train_step(plan, optimizer, rate, config)
-        watch = until_end.enter_context(Watch(config.training, folder / "profile"))
+        profile = until_end.enter_context(Profile(config.training, folder / "profile"))
         goodput.started()
         number, steps = done, range(done + 1, config.training.steps + 1)  # a run that is complete makes none
         # The line that a stop had no time for. Its absence is asked for, too: this run may be the second to go on here.
-        owed = saved.get("owes_validation", False) and together.anywhere(log.lacks("validation", done))
+        owed = saved.get("owes_validation", False) and together.anywhere("line owed", log.lacks("validation", done))
         if owed and not run.validate(validation, done, state, stop.asked):
             steps = ()
         else:  # the run before may have ended between saving its last step and keeping it as the best one
             best.catch_up(done, log.line("validation", done))
         for number in steps:
-            watch.step(number)
+            watch.goes_on()
+            profile.step(number)
             with goodput.spent("data"):
                 batch = run.next_batch()
             with goodput.spent("compile" if number == done + 1 else None):
@@ -163,6 +169,7 @@ def _checked_mesh(config: Config) -> jax.sharding.Mesh:
     if not 0.0 <= config.training.ema < 1.0:
         raise BadInput("config.training.ema", str(config.training.ema), "a number in [0, 1)", "0.9999 is usual, 0 none")
     model_config.check(config)
+    attention.check(config.encoder.attention)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check(config, mesh)
     return mesh
@@ -201,8 +208,11 @@ def _cache_compilations(home: Workdir) -> None:
 def _print_start(config: Config, plan: Blueprint, loader: Loader, done: int) -> None:
     counted, fill = flops.count(config), loader.plans.get(loader.state()["epoch"]).packing.fill
     tokens = config.data.rows * config.data.row_tokens
+    row_tokens, row_visible, _ = loader.plans.capacities
+    if config.backbone.name == "transformer":
+        visible, whole = (attention.chosen(config.encoder.attention, keys) for keys in (row_visible, row_tokens))
+        print(f"attention: {visible} among a row's {row_visible} visible tokens, {whole} among all {row_tokens}")
     print(
-        f"devices: {record.device_line()}\n"
         f"parameters: {plan.parameters:,}; decoder's share of the FLOPs: {counted.decoder_share:.0%}\n"
         f"a step: {config.data.rows} rows, {tokens:,} tokens at most; the plan fills {fill[0]:.1%} of T, "
         f"{fill[1]:.1%} of V\n"

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import socket
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from csfm_jax.config import Config, from_dict
+from csfm_jax.sharding import Share
 from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNELS
@@ -73,10 +75,10 @@ def describe(config: Config, stores: list[Store], tokenizer: str | None, command
     }
 
 
-def everywhere_digest(config: Config) -> str:
-    """SHA-256 of what all processes of a run must agree on: also how often they meet, and on which mesh."""
-    decides = {name: value for name, value in _flat(config.to_dict()).items() if not name.startswith(OF_HOST)}
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+def everywhere(config: Config) -> dict[str, str]:
+    """What all processes of a run must agree on, by field: also how often they meet, and on which mesh."""
+    flat = _flat(config.to_dict())
+    return {f"config.{name}": json.dumps(value) for name, value in flat.items() if not name.startswith(OF_HOST)}
 
 
 def summary(subjects: list[str]) -> dict:
@@ -222,7 +224,16 @@ def _flat(tree: dict, path: str = "") -> dict:
     return flat
 
 
-def device_line() -> str:
-    """Devices in words: "8 x TPU v5 lite on 2 hosts"."""
-    hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}{hosts}"
+def device_line(share: Share, rows: int) -> str:
+    """Devices in words: "8 x TPU v5 lite on 2 hosts; process 1 (NAME): 4 of them, rows 129 to 256 of 256".
+
+    Args:
+        share: this process's, of the `rows` of a global batch.
+    """
+    everyone = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    if jax.process_count() == 1:
+        return everyone
+    part = rows // share.parts
+    read = f"rows {share.number * part + 1} to {(share.number + 1) * part} of {rows}"
+    mine = f"process {jax.process_index()} ({socket.gethostname()}): {jax.local_device_count()} of them, {read}"
+    return f"{everyone} on {jax.process_count()} hosts; {mine}"

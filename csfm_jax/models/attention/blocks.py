@@ -28,8 +28,8 @@ class Plan(NamedTuple):
     """What the loops look up, for tokens of the flat sequence of queries.
 
     Attributes:
-        first, end: [M + SIZE] int32, the keys of each query's window, from `first` to before `end`; a query without
-            keys (padding) has an `end` of 0 and a `first` beyond all.
+        first, end: [M + SIZE] int32, the keys of each query's window, from `first` to before `end`; padding, which has
+            none, has an `end` of 0 and a `first` beyond all.
         stop, next: [M] int32, where a tile that starts at this token ends, and where the one after it starts.
         start: where the first starts; M where all is padding.
     """
@@ -41,30 +41,27 @@ class Plan(NamedTuple):
     start: jax.Array
 
 
-def attend(q, k, v, segments_q, segments_k):
-    """See `csfm_jax.models.attention.attend`. A window's tokens must be contiguous, among queries and among keys.
+def attend(q, k, v, segments):
+    """See `csfm_jax.models.attention.attend`. A window's tokens must be contiguous.
 
     All in float32 at JAX's default precision: XLA:CPU multiplies such small batches slower in bfloat16. Reverse mode
     only. Under a mesh each device loops over its own rows (the data axes) and heads (`tensor`): the compiler cannot
     split a loop whose length the rows decide.
     """
-    itself = segments_k is segments_q
-    return per_device(functools.partial(_one_device, itself=itself), q, k, v, segments_q, segments_k)
+    return per_device(_one_device, q, k, v, segments)
 
 
-def _one_device(q, k, v, segments_q, segments_k, *, itself):
+def _one_device(q, k, v, segments):
     sizes = tuple(c for c, below in zip(SIZES, (0, *SIZES)) if below < q.shape[1])
-    plan = _plan(segments_q, None if itself else segments_k, sizes)
-    return _attend(sizes, q, k, v, plan)
+    return _attend(sizes, q, k, v, _plan(segments, sizes))
 
 
-def _plan(segments_q, segments_k, sizes):
-    """Tiles of all rows. `segments_k` is None where the keys are the queries' own tokens."""
-    total = segments_q.size
+def _plan(segments, sizes):
+    """Tiles of all rows."""
+    total = segments.size
     position = jnp.arange(total, dtype=jnp.int32)
-    valid = segments_q.reshape(-1) > 0
-    run, run_end = _runs(segments_q)
-    keys, keys_end = (run, run_end) if segments_k is None else _find(segments_q, segments_k)
+    valid = segments.reshape(-1) > 0
+    run, run_end = _runs(segments)
     # The size whose tiles cover a window at the least cost, and so the length of its equal parts.
     length = run_end - run
     tiles = jnp.stack([-(-length // c) for c in sizes])
@@ -74,10 +71,9 @@ def _plan(segments_q, segments_k, sizes):
     # The last window's start within reach, where whole windows end within it; else the end of this part.
     shared = jnp.append(run, total)[jnp.minimum(position + SHARED, total)]
     stop = jnp.where(shared > position, shared, jnp.minimum(position + part, run_end))
-    has_keys = valid & (keys_end > 0)
     return Plan(
-        first=jnp.pad(jnp.where(has_keys, keys, BEYOND), (0, sizes[-1]), constant_values=BEYOND),
-        end=jnp.pad(jnp.where(has_keys, keys_end, 0), (0, sizes[-1])),
+        first=jnp.pad(jnp.where(valid, run, BEYOND), (0, sizes[-1]), constant_values=BEYOND),
+        end=jnp.pad(jnp.where(valid, run_end, 0), (0, sizes[-1])),
         stop=stop,
         next=jnp.append(jnp.where(valid, position, run_end), total)[stop],
         start=jnp.where(valid[0], 0, run_end[0]),
@@ -91,19 +87,6 @@ def _runs(segments):
     start = lax.cummax(jnp.where(changes, position, 0))
     last = jnp.append(changes[1:], True)
     return start, lax.cummin(jnp.where(last, position + 1, changes.size), reverse=True)
-
-
-def _find(segments_q, segments_k):
-    """Where the keys of each query's window stand in the flat sequence of keys: first and end, two [M] int32."""
-    rows, length = segments_k.shape
-    order = jnp.argsort(segments_k, axis=1, stable=True)
-    ordered = jnp.take_along_axis(segments_k, order, axis=1)
-    left, right = (
-        jax.vmap(functools.partial(jnp.searchsorted, side=side))(ordered, segments_q) for side in ("left", "right")
-    )
-    at = jnp.arange(rows, dtype=jnp.int32)[:, None] * length
-    first = jnp.take_along_axis(order, jnp.minimum(left, length - 1), axis=1) + at
-    return first.reshape(-1), jnp.where(right > left, first + right - left, 0).reshape(-1)
 
 
 def _loops(sizes, plan, turn, carry):

@@ -3,7 +3,7 @@
 import jax
 
 
-def attend(q, k, v, segments_q, segments_k):
+def attend(q, k, v, segments):
     """See `csfm_jax.models.attention.attend`. Padding attends to padding, so that no row of the mask is empty."""
-    mask = (segments_q[:, :, None] == segments_k[:, None, :])[:, None]
+    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask)

@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec
 from csfm_jax import sharding
 
 
-def per_device(run, q, k, v, segments_q, segments_k):
+def per_device(run, q, k, v, segments):
     """`run` of the arguments on each device's own rows (the data axes) and heads (`tensor`); without a mesh, just run.
 
     Args:
@@ -14,9 +14,9 @@ def per_device(run, q, k, v, segments_q, segments_k):
     """
     mesh = sharding.ambient_mesh()
     if mesh is None:
-        return run(q, k, v, segments_q, segments_k)
+        return run(q, k, v, segments)
     rows = sharding.spec("batch", None, "heads", None, mesh=mesh)
     ids = PartitionSpec(rows[0], None)
     # check_vma: a kernel's outputs and a loop's first values carry no varying-axes type.
-    mapped = jax.shard_map(run, in_specs=(rows, rows, rows, ids, ids), out_specs=rows, check_vma=False)
-    return mapped(q, k, v, segments_q, segments_k)
+    mapped = jax.shard_map(run, in_specs=(rows, rows, rows, ids), out_specs=rows, check_vma=False)
+    return mapped(q, k, v, segments)

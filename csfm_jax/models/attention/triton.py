@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from csfm_jax.models.attention import blocks
 from csfm_jax.models.attention.per_device import per_device
 
 # Not measured, for want of a GPU. 32 in the backward pass is JAX's default; of its 128 in the forward pass the keys and
@@ -20,23 +19,19 @@ def available() -> bool:
     return not (dot and major.isdigit()) or int(major) >= 8
 
 
-def attend(q, k, v, segments_q, segments_k, *, interpret: bool = False):
+def attend(q, k, v, segments, *, interpret: bool = False):
     """See `csfm_jax.models.attention.attend`.
 
     Lengths are padded to multiples of 64 with segment 0, heads to a power of two with zeros. Under a mesh the kernel
     runs per device (rows over the data axes, heads over `tensor`): the compiler cannot split a Pallas call by itself.
-    The kernel knows one array of segments; where the keys are not the queries' own tokens (no model asks for it),
-    "blocks" computes.
 
     Args:
         interpret: run the kernel's program on any platform, slowly; for tests.
     """
-    if segments_k is not segments_q:
-        return blocks.attend(q, k, v, segments_q, segments_k)
-    return per_device(functools.partial(_one_device, interpret=interpret), q, k, v, segments_q, segments_k)
+    return per_device(functools.partial(_one_device, interpret=interpret), q, k, v, segments)
 
 
-def _one_device(q, k, v, segments, _, *, interpret):
+def _one_device(q, k, v, segments, *, interpret):
     from jax.experimental.pallas.ops.gpu import attention
 
     length, width = q.shape[1], q.shape[3]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import math
 import os
 import shutil
 import socket
@@ -20,7 +21,7 @@ from test_checkpoint import RUN, abstract, arrays
 from csfm_jax.training import checkpoint, loop, remote
 from csfm_jax.training.manifest import finished_steps, read_manifest, verify_step
 from csfm_jax.training.remote import RemoteCheckpoints, Workdir
-from csfm_jax.training.together import barrier, check_equal
+from csfm_jax.training.together import barrier, check_equal, of_first
 from data_pipelines import storage, storage_errors
 from data_pipelines.errors import BadInput
 
@@ -296,6 +297,7 @@ def one_of_two(folder: Path) -> None:
     checkpoints.close()
     with pytest.raises(BadInput, match="^--config: found processes 1 differ from process 0; expected one everywhere"):
         check_equal("--config", f"{jax.process_index():02x}", "one everywhere", "start all with the same")
+    assert of_first([1 / 3, 7.0][jax.process_index()]) == 1 / 3 and math.isnan(of_first(math.nan))
     with Workdir(folder / "shared"):
         pass
     with pytest.raises(BadInput, match="^--workdir: found processes 1 differ .*; choose one on a disk that all"):

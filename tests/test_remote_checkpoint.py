@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import math
 import os
 import shutil
 import socket
@@ -22,7 +23,7 @@ from test_checkpoint import RUN, abstract, arrays
 from csfm_jax.training import checkpoint, loop, remote, together
 from csfm_jax.training.manifest import finished_steps, read_manifest, verify_step
 from csfm_jax.training.remote import RemoteCheckpoints, Workdir
-from csfm_jax.training.together import anywhere, barrier, check_equal
+from csfm_jax.training.together import anywhere, barrier, check_equal, of_first
 from data_pipelines import storage, storage_errors
 from data_pipelines.errors import BadInput
 
@@ -303,6 +304,8 @@ def one_of_two(folder: Path) -> None:
     with pytest.raises(BadInput, match="^it: found processes 1 differ from process 0 in b, c; expected one"):
         check_equal("it", held, "one everywhere", "start all with the same")
     assert anywhere("one", jax.process_index() == 1) and not anywhere("none", False)
+    third = of_first("a third", [1 / 3, 7.0][jax.process_index()])
+    assert third == 1 / 3 and math.isnan(of_first("nothing", math.nan))
     with Workdir(folder / "shared"):
         pass
     with pytest.raises(BadInput, match="^--workdir: found processes 1 differ .*; choose one on a disk that all"):

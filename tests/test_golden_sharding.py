@@ -1,4 +1,4 @@
-"""Where every parameter of the shipped models lies on three meshes, against files: a rule's change shows line by line.
+"""Where every parameter of the shipped models lies on five meshes, against files: a rule's change shows line by line.
 
 After a change on purpose: CSFM_REWRITE_GOLDEN=1 python -m pytest -n0 tests/test_golden_sharding.py, then look at the
 diff. Run as a script, it prints the placements (as JSON): a mesh of eight devices needs a process that has them.
@@ -22,18 +22,18 @@ GOLDEN = Path(__file__).parent / "golden" / "sharding"
 MODELS = ("csfm_nano", "csfm_tiny", "csfm_base", "csfm_large")
 MESHES = {
     "data": MeshConfig(),
-    "fsdp8": MeshConfig(data=1, fsdp=8),
-    "fsdp4_tensor2": MeshConfig(data=1, fsdp=4, tensor=2),
+    "fsdp": MeshConfig(data=1, fsdp=8),
+    "tensor": MeshConfig(tensor=2),
+    "fsdp_tensor": MeshConfig(data=1, fsdp=4, tensor=2),
+    "replica_fsdp": MeshConfig(replica=2, data=1, fsdp=4),
 }
 
 
 def placements() -> dict[str, str]:
-    """Name of a golden file -> one line a parameter: name, shape, dtype, spec, and the shape of a device's part.
+    """Name of a golden file -> one line a parameter: name, shape, dtype, spec, a device's part where a mesh splits it.
 
     No array is made.
     """
-    import jax
-
     from csfm_jax import config as configs
     from csfm_jax import sharding
     from csfm_jax.training.optimizer import make_optimizer
@@ -41,17 +41,31 @@ def placements() -> dict[str, str]:
 
     found = {}
     for model in MODELS:
-        config = configs.load(model)
+        config, placed = configs.load(model), {}
+        optimizer = make_optimizer(config.optimizer, config.training.steps)
         for name, mesh in MESHES.items():
-            optimizer = make_optimizer(config.optimizer, config.training.steps)
             plan = blueprint(dataclasses.replace(config, mesh=mesh), optimizer, sharding.make_mesh(mesh))
-            lines = [
-                f"{'/'.join(str(key.key) for key in path)} {list(leaf.shape)} {leaf.dtype} "
-                f"({', '.join(map(str, leaf.sharding.spec))}) {list(leaf.sharding.shard_shape(leaf.shape))}\n"
-                for path, leaf in jax.tree_util.tree_leaves_with_path(plan.abstract.params)
-            ]
-            found[f"{model}-{name}.txt"] = "".join(lines)
+            moments = plan.abstract.optimizer[1]  # of the clip, AdamW, the decay and the rate
+            assert _lies(moments.mu) == _lies(moments.nu) == _lies(plan.abstract.params)  # so the files need not say it
+            for line, whole, part in _lies(plan.abstract.params):
+                placed.setdefault(line, []).extend([] if part == whole else [f"{name} {part}"])
+        found[f"{model}.txt"] = "".join(f"{line} {', '.join(parts)}".rstrip() + "\n" for line, parts in placed.items())
     return found
+
+
+def _lies(tree) -> list[tuple[str, list[int], list[int]]]:
+    """Of each leaf: name, shape, dtype and spec as a line; its shape; and the shape of a device's part."""
+    import jax
+
+    return [
+        (
+            f"{'/'.join(str(key.key) for key in path)} {list(leaf.shape)} {leaf.dtype} "
+            f"({', '.join(map(str, leaf.sharding.spec))}):",
+            list(leaf.shape),
+            list(leaf.sharding.shard_shape(leaf.shape)),
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -81,25 +95,34 @@ def test_every_parameter_lies_where_it_did(placed):
     assert not changes, "if this is meant, renew the files: CSFM_REWRITE_GOLDEN=1\n" + "".join(changes)
 
 
-LINE = re.compile(r"(?P<name>\S+) (?P<shape>\[.*?\]) float32 \(.*?\) (?P<part>\[.*?\])")
+LINE = re.compile(r"(?P<name>\S+) (?P<shape>\[.*?\]) float32 \(.*?\):(?P<parts>.*)")
 
 
-def parts(text: str) -> dict[str, float]:
-    """Name of each parameter -> in how many parts it lies."""
-    lines = [LINE.fullmatch(line) for line in text.splitlines()]
-    return {of["name"]: math.prod(json.loads(of["shape"])) / math.prod(json.loads(of["part"])) for of in lines}
+def parts(text: str) -> dict[str, dict[str, float]]:
+    """Mesh -> name of each parameter -> in how many parts it lies."""
+    found = {mesh: {} for mesh in MESHES}
+    for line in text.splitlines():
+        of = LINE.fullmatch(line)
+        split = dict(re.findall(r"(\w+) (\[.*?\])", of["parts"]))
+        for mesh in MESHES:
+            part = split.get(mesh, of["shape"])
+            found[mesh][of["name"]] = math.prod(json.loads(of["shape"])) / math.prod(json.loads(part))
+    return found
 
 
 def test_what_a_mesh_can_split_is_split(placed):
     """Of the files themselves: a rule that went wrong must not be renewed unseen."""
     for model in MODELS:
-        whole, split, both = (parts(placed[f"{model}-{mesh}.txt"]) for mesh in MESHES)
-        assert len(whole) > 30 and set(whole.values()) == {1}
-        kernels = {name for name in split if name.endswith("kernel")}
+        of = parts(placed[f"{model}.txt"])
+        assert len(of["data"]) > 30 and set(of["data"].values()) == {1}
+        kernels = {name for name in of["fsdp"] if name.endswith("kernel")}
         blocks = {name for name in kernels if "/blocks/" in name}
-        assert len(kernels) >= 12 and {split[name] for name in kernels} == {8}
-        assert len(blocks) == 8 and {both[name] for name in blocks} == {8}
-        assert {both[name] for name in kernels - blocks} == {4}  # no heads, no hidden axis: `tensor` leaves them alone
+        assert len(kernels) >= 12 and len(blocks) == 8
+        # Blocks have heads or a hidden axis, which `tensor` splits; it leaves the other kernels alone.
+        expected = {"fsdp": (8, 8), "tensor": (2, 1), "fsdp_tensor": (8, 4), "replica_fsdp": (4, 4)}
+        for mesh, (of_blocks, of_others) in expected.items():
+            assert {of[mesh][name] for name in blocks} == {of_blocks}
+            assert {of[mesh][name] for name in kernels - blocks} == {of_others}
 
 
 if __name__ == "__main__":

@@ -37,15 +37,13 @@ class Step:
     Attributes:
         parameters: of encoder and decoder together.
         arguments, outputs, temporaries: bytes a chip; what is donated is counted once, among the arguments.
-        flops: of the program, loops counted once (the compiler's way): comparable between meshes, not a total.
-        program: collectives, memory traffic and kernels, loops counted in full.
+        program: products, collectives, memory traffic and kernels, loops counted in full.
     """
 
     parameters: int
     arguments: int
     outputs: int
     temporaries: int
-    flops: float
     program: program.Program
 
     @property
@@ -77,7 +75,6 @@ def compile_step(config: Config, topology: Topology) -> Step | DoesNotFit:
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
         memory.temp_size_in_bytes,
-        float(executable.cost_analysis()["flops"]),
         program.read(executable.as_text(), slice_of),
     )
 

@@ -1,4 +1,4 @@
-"""What a compiled program does in one step, read from its HLO text: collectives and traffic to memory, loops counted.
+"""What a compiled program does in one step, read from its HLO text: products, collectives and traffic to memory.
 
 The compiler's own `cost_analysis` counts the body of a loop once, whatever the number of layers; here every computation
 is weighed by how often it runs.
@@ -10,6 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
+
+from csfm_jax.planning import products
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4,
@@ -42,13 +44,17 @@ class Collective:
 
 @dataclass(frozen=True)
 class Program:
-    """Attributes:
-    collectives: each once. hbm_bytes: read and written by a chip in a step. kernels: Pallas calls in a step.
+    """What a chip does in a step.
+
+    Attributes:
+        collectives: each once. hbm_bytes: read and written. kernels: Pallas calls.
+        flops: of products (a multiply-add is two), those that are computed again and those within kernels included.
     """
 
     collectives: tuple[Collective, ...]
     hbm_bytes: float
     kernels: int
+    flops: float
 
 
 @dataclass(frozen=True)
@@ -73,26 +79,33 @@ def read(text: str, slice_of: list[int]) -> Program:
     computations, entry = _parse(text)
     times = _times(computations, entry)
     inside = _inside_others(computations)
-    collectives, seen, hbm, kernels = [], set(), 0.0, 0
+    collectives, seen, hbm, kernels, flops = [], set(), 0.0, 0, 0.0
     for name, instructions in computations.items():
         if not times[name]:
             continue
         shapes = {i.name: i.shape for i in instructions}
         for i in instructions:
             kind = i.op.removesuffix("-start")
-            channel = re.search(r"channel_id=(\d+)", i.rest)
-            # an overlapped collective stands in the computations that begin it, go on with it, and end it
-            key = (kind, channel[1]) if channel else (name, i.name)
-            if kind in KINDS and not i.op.endswith("-done") and key not in seen:
-                seen.add(key)
-                collectives.append(_collective(kind, i, times[name], slice_of))
+            if kind in KINDS and not i.op.endswith("-done"):
+                scattered = name.startswith("all-reduce-scatter")  # one instruction, whose text adds and then slices
+                found = _collective(kind, i, times[name], slice_of, scattered)
+                # An overlapped one stands in the computations that begin it, go on with it, and end it. Its channel
+                # tells, which others may share.
+                channel = re.search(r"channel_id=(\d+)", i.rest)
+                key = (channel[1], found.kind, found.moved, found.group) if channel else (name, i.name)
+                if key not in seen:
+                    seen.add(key)
+                    collectives.append(found)
             if crossing := _between_slices(i, times[name], len(set(slice_of))):
                 collectives.append(crossing)
             if i.op == "custom-call" and "tpu_custom_call" in i.rest:
                 kernels += times[name]
+                flops += times[name] * products.of_kernel(i.name, [shapes.get(o, "") for o in i.operands])
+            if i.op in ("convolution", "dot"):
+                flops += times[name] * products.of_product(i.shape, [shapes[o] for o in i.operands], i.rest)
             if name not in inside:
                 hbm += times[name] * _traffic(i, shapes, computations)
-    return Program(tuple(collectives), hbm, kernels)
+    return Program(tuple(collectives), hbm, kernels, flops)
 
 
 def _parse(text):
@@ -144,7 +157,7 @@ def _inside_others(computations) -> set[str]:
     return {c for body in computations.values() for i in body if i.op not in loops for c in _called(i)}
 
 
-def _collective(kind, i, times, slice_of) -> Collective:
+def _collective(kind, i, times, slice_of, scattered) -> Collective:
     groups = _groups(i.rest, len(slice_of))
     arrays = _sizes(i.shape)
     if i.op.endswith("-start") and kind in ("all-gather", "collective-permute"):
@@ -158,6 +171,8 @@ def _collective(kind, i, times, slice_of) -> Collective:
         "all-to-all": size * others,
         "collective-permute": size,
     }[kind]
+    if scattered:
+        kind, moved = "reduce-scatter", size * others
     crosses = any(len({slice_of[p] for p in g}) > 1 for g in groups)
     return Collective(kind, times, moved, group, crosses)
 
@@ -174,21 +189,28 @@ def _groups(rest, partitions) -> list[list[int]]:
     """Partitions that take part together, in each of the ways that HLO writes them."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
         return [[int(a), int(b)] for a, b in re.findall(r"\{(\d+),(\d+)", pairs[1] + "}")]
-    if mesh := re.search(r"replica_groups=mesh\[(.*?)\](?: *\{(.*?)\})?", rest):
+    if mesh := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\)?)\))? *\{(.*?)\}", rest):
         axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-        used = re.findall(r"'([^']+)'", mesh[2] or "")
-        ids = np.arange(partitions).reshape(list(axes.values()))
+        used = re.findall(r"'([^']+)'", mesh[3])
+        ids = (_iota(mesh[2]) if mesh[2] else np.arange(partitions)).reshape(list(axes.values()))
         kept = [n for n, axis in enumerate(axes) if axis not in used]
         summed = [n for n, axis in enumerate(axes) if axis in used]
         return ids.transpose(kept + summed).reshape(-1, math.prod(axes[a] for a in used)).tolist()
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        sizes = [int(n) for n in iota[3].split(",")]
-        order = [int(n) for n in iota[4].split(",")] if iota[4] else range(len(sizes))
-        ids = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
-        return ids.reshape(int(iota[1]), int(iota[2])).tolist()
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
+        return _iota(iota[3]).reshape(int(iota[1]), int(iota[2])).tolist()
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
         return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed[1])]
+    if found := re.search(r"replica_groups=(?!\{\})\S+", rest):  # written in another way; {} are all
+        raise ValueError(f"the program's {found[0]}: found groups in words that are not known; expected XLA's three")
     return [list(range(partitions))]
+
+
+def _iota(text) -> np.ndarray:
+    """Partitions as "[4,2]T(1,0)" orders them: counted along these axes, which are then transposed."""
+    sizes, order = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+    sizes = [int(n) for n in sizes.split(",")]
+    order = [int(n) for n in order.split(",")] if order else range(len(sizes))
+    return np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
 
 
 def _traffic(i, shapes, computations) -> int:

@@ -13,8 +13,8 @@ class Roofline:
     """Seconds that a step takes at least, by what it uses.
 
     Attributes:
-        compute: products (analytic, `models.flops`; what rematerialisation repeats is not counted) at the peak rate.
-        memory: the program's traffic to HBM. interconnect: collectives within slices. network: those across slices.
+        compute: the program's products, with those that it computes again, at the peak rate. memory: its traffic to
+            HBM. interconnect: collectives within slices. network: those across slices.
     """
 
     compute: float
@@ -39,13 +39,13 @@ class Roofline:
         return max(times, key=times.get)
 
 
-def roofline(config: Config, step: Step, topology: Topology) -> Roofline:
+def roofline(step: Step, topology: Topology) -> Roofline:
     """Of a step compiled for these chips; every chip's links are taken to be used all at once."""
     chip, collectives = topology.chip, step.program.collectives
     within = sum(c.times * c.moved for c in collectives if not c.crosses)
     across = sum(c.times * c.moved for c in collectives if c.crosses)
     return Roofline(
-        flops_a_step(config) / (topology.chips * chip.peak),
+        step.program.flops / chip.peak,
         step.program.hbm_bytes / chip.hbm_bandwidth,
         within / chip.interconnect,
         across / chip.network,
@@ -53,5 +53,5 @@ def roofline(config: Config, step: Step, topology: Topology) -> Roofline:
 
 
 def flops_a_step(config: Config) -> float:
-    """Analytic, of all chips together."""
+    """Of the model, as MFU counts them: analytic, of all chips together, nothing computed again."""
     return flops.count(config).train * config.data.rows

@@ -3,6 +3,7 @@
 The compiler comes with `libtpu` (the extra `[tpu]`), which compiles for any topology on any Linux machine.
 """
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -80,6 +81,9 @@ class Topology:
         Raises:
             BadInput: `libtpu` is not installed.
         """
+        if importlib.util.find_spec("libtpu") is None:
+            expected = "the TPU compiler: pip install 'csfm_jax[tpu]'"
+            raise BadInput("csfm plan", "no libtpu", expected, "install it; no TPU is needed")
         # nothing on this machine needs to be asked for, and two processes may compile at once
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -87,10 +91,4 @@ class Topology:
         from jax.experimental import topologies
 
         sizes = {"num_slices": self.slices} if self.slices > 1 else {}
-        try:
-            return topologies.get_topology_desc(self.name, "tpu", **sizes).devices
-        except (RuntimeError, NotImplementedError) as error:
-            if "libtpu" in str(error) or "not installed" in str(error):
-                expected = "the TPU compiler: pip install 'csfm_jax[tpu]'"
-                raise BadInput("csfm plan", "no libtpu", expected, "install it; no TPU is needed") from None
-            raise
+        return topologies.get_topology_desc(self.name, "tpu", **sizes).devices

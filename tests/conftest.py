@@ -27,12 +27,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # Files go to workers whole, in the order of their collection: those that take minutes first, so that no worker is left
 # with one of them when the others are done.
-LONGEST = ("train", "planning", "step", "storage", "export_task", "finetune", "remote_checkpoint", "study", "export")
+LONGEST = ("train", "planning", "step", "storage", "export_task", "finetune", "remote_checkpoint", "study", "export",
+           "tasks")  # fmt: skip
 
 
 def pytest_xdist_auto_num_workers(config) -> int:
-    """One more than there are cores: some tests wait, for processes of their own or for a service that is away."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than there are cores: some tests wait, for processes of their own or for a service that is away."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_collection_modifyitems(items):

@@ -82,7 +82,7 @@ def test_what_is_no_fold_is_refused(wrong, place):
 
 def test_a_run_on_another_fold_is_another_run():
     one, other = (from_dict({"data": {"fold": f"{k}/5"}}) for k in (1, 2))
-    assert record.everywhere_digest(one) != record.everywhere_digest(other)
+    assert record.everywhere(one) != record.everywhere(other)
 
 
 def test_a_fold_is_of_what_is_taught_a_task():

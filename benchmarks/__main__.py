@@ -1,7 +1,11 @@
 """`make bench`: every benchmark's figures, as ratios measured in one run where a ratio is what counts."""
 
 import importlib
+import os
 import sys
+
+# An installed libtpu is asked for its chips for minutes; what a GPU or TPU does is told by `benchmarks.accelerator`.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 BENCHMARKS = (
     *("packing", "reading", "wfdb_reader", "preprocessing", "augmenting", "attention", "bootstrap", "million"),

@@ -18,6 +18,8 @@ TORCH := $(shell $(PYTHON) -c 'import sys; print("torch," if sys.version_info[:2
 DEMO := runs/demo$(if $(RECORDINGS),-recordings)
 
 export JAX_PLATFORMS ?= cpu
+# Every process of a run or test would compile this package's modules for itself.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install demo evaluate questions test bench accelerator fuzz drill slurm-test lint clean
 

@@ -32,8 +32,11 @@ LONGEST = ("train", "planning", "step", "storage", "export_task", "finetune", "r
 
 
 def pytest_xdist_auto_num_workers(config) -> int:
-    """Two more than there are cores: some tests wait, for processes of their own or for a service that is away."""
-    return (os.cpu_count() or 1) + 2
+    """One more than there are cores: some tests wait, for processes of their own or for a service that is away.
+
+    With two more, collecting and fixtures once more cost what was won.
+    """
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items):

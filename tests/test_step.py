@@ -179,10 +179,14 @@ def traced_elsewhere(runs: list[dict], processes: int = 1, devices: int = 8) -> 
     return [json.loads(line) for line in ended[0][0].splitlines()[-len(runs) :]]
 
 
+WHOLE = {"encoder": VALUES["encoder"] | {"dropout": 0.0}}  # dropout is drawn for each part
+IN_PARTS = WHOLE | {"training": VALUES["training"] | {"accumulate": 2}, "mesh": MESHES["fsdp x tensor"]}
+
+
 @pytest.fixture(scope="module")
 def eight_devices():
-    traced = traced_elsewhere([{"mesh": mesh} for mesh in MESHES.values()])
-    return dict(zip(MESHES, traced, strict=True))
+    traced = traced_elsewhere([*({"mesh": mesh} for mesh in MESHES.values()), IN_PARTS])
+    return dict(zip([*MESHES, "in parts"], traced, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -334,10 +338,9 @@ def test_evaluation_has_no_dropout_and_the_same_sums_in_any_split_of_the_rows(ru
         assert halves[0][1][name] + halves[1][1][name] == counts[name] > 0
 
 
-def test_a_batch_in_parts_gives_the_step_of_the_whole():
-    whole = {"encoder": VALUES["encoder"] | {"dropout": 0.0}}  # dropout is drawn for each part
-    parts = whole | {"training": VALUES["training"] | {"accumulate": 2}, "mesh": MESHES["fsdp x tensor"]}
-    assert_equal(*traced_elsewhere([whole, parts], devices=4))
+def test_a_batch_in_parts_gives_the_step_of_the_whole(compiled, eight_devices):
+    first = jax.tree.map(np.array, compiled.begin().state)
+    assert_equal(trace(Run(first, **WHOLE)), eight_devices["in parts"])
 
 
 if __name__ == "__main__":

@@ -4,35 +4,15 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import tiny
 
 from csfm_jax import cli
 
-TINY = """
-from csfm_jax.config import default
-
-def get_config():
-    c = default()
-    c.tokens.modalities, c.tokens.text_length = ("ecg", "ppg"), 0
-    c.tokens.patch.ecg = c.tokens.patch.ppg = 125
-    c.data.rows, c.data.row_tokens, c.data.row_visible, c.data.row_windows = 2, 128, 60, 6
-    c.data.window.seconds = 5.0
-    for part in (c.encoder, c.decoder):
-        part.width, part.depth, part.heads, part.head_dim, part.mlp = 8, 1, 1, 8, 16
-    c.optimizer.warmup_steps = 1
-    t = c.training
-    t.steps, t.log_every, t.save_every, t.eval_every, t.eval_batches = 2, 1, 2, 2, 1
-    return c
-"""
-
-
-@pytest.fixture
-def config(tmp_path) -> Path:
-    path = tmp_path / "tiny.py"
-    path.write_text(TINY)
-    return path
+OFTEN = {"steps": 2, "log_every": 1, "eval_every": 2, "eval_batches": 1}
+CONFIG = [f"--config={tiny.__file__}", "--config.optimizer.warmup_steps=1"]
+CONFIG += [f"--config.training.{name}={number}" for name, number in OFTEN.items()]
 
 
 def csfm(*words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -47,16 +27,16 @@ def csfm(*words: str, **environment: str) -> subprocess.CompletedProcess:
     return done
 
 
-def test_a_run_starts_with_what_plan_compiled(config, tiny_stores, tmp_path):
+def test_a_run_starts_with_what_plan_compiled(tiny_stores, tmp_path):
     cache = tmp_path / "compiled"
-    done = csfm("plan", f"--config={config}", "--topology=here", f"--fill-cache={cache}")
+    done = csfm("plan", *CONFIG, "--topology=here", f"--fill-cache={cache}")
     assert "step (" in done.stdout and "evaluate (" in done.stdout and "build (" in done.stdout
     entries = list(cache.glob("jit_*-cache"))
     assert len(entries) >= 3
     for path in entries:
         assert not path.read_bytes().startswith(b"\x80")  # what a pickle of protocol 2 or later begins with
     done = csfm(
-        "train", f"--config={config}", f"--config.data.stores={tiny_stores}", f"--workdir={tmp_path / 'run'}",
+        "train", *CONFIG, f"--config.data.stores={tiny_stores}", f"--workdir={tmp_path / 'run'}",
         JAX_COMPILATION_CACHE_DIR=str(cache), JAX_DEBUG_LOG_MODULES="jax._src.compiler",
     )  # fmt: skip
     for name in ("step", "evaluate", "build"):
@@ -64,10 +44,10 @@ def test_a_run_starts_with_what_plan_compiled(config, tiny_stores, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (the [tpu] extra)")
-def test_what_does_not_fit_is_refused_before_it_is_compiled(config, tmp_path, capsys):
-    words = ["plan", f"--config={config}", f"--fill-cache={tmp_path / 'compiled'}"]
+def test_what_does_not_fit_is_refused_before_it_is_compiled(tmp_path, capsys):
+    words = ["plan", *CONFIG, f"--fill-cache={tmp_path / 'compiled'}"]
     assert cli.main([*words, "--topology=v5e:2x2"]) == 2
     assert "config.data.rows: found 2; expected a multiple of 4" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    assert cli.main([*words[:2], "--topology=here", f"--fill-cache={tmp_path / 'file' / 'x'}"]) == 2
+    assert cli.main([*words[:-1], "--topology=here", f"--fill-cache={tmp_path / 'file' / 'x'}"]) == 2
     assert "--fill-cache" in capsys.readouterr().err

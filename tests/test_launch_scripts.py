@@ -217,17 +217,11 @@ def test_local_one_failure_ends_all_with_its_code(local_job):
     assert process.returncode == 3
 
 
-TINY = """
-from csfm_jax.config import default
+FOUR_STEPS = """
+from tests.tiny import get_config as tiny
 
 def get_config():
-    c = default()
-    c.tokens.modalities, c.tokens.text_length = ("ecg", "ppg"), 0
-    c.tokens.patch.ecg = c.tokens.patch.ppg = 125
-    c.data.rows, c.data.row_tokens, c.data.row_visible, c.data.row_windows = 2, 160, 60, 6
-    c.data.window.seconds = 5.0
-    for part in (c.encoder, c.decoder):
-        part.width, part.depth, part.heads, part.head_dim, part.mlp = 8, 1, 1, 8, 16
+    c = tiny()
     c.optimizer.warmup_steps = 1
     c.training.steps, c.training.log_every, c.training.eval_every = 4, 1, 1000
     return c
@@ -236,8 +230,8 @@ def get_config():
 
 def test_local_processes_train(tiny_stores, tmp_path):
     """The rendered script for real: two processes find each other and train one run. See also tests/slurm/run.sh."""
-    (tmp_path / "tiny.py").write_text(TINY)
-    places = dict(config=str(tmp_path / "tiny.py"), workdir=str(tmp_path / "run"), stores=str(tiny_stores))
+    (tmp_path / "four_steps.py").write_text(FOUR_STEPS)
+    places = dict(config=str(tmp_path / "four_steps.py"), workdir=str(tmp_path / "run"), stores=str(tiny_stores))
     (tmp_path / "run.sh").write_text(launching.render(launching.Job("local", **places, processes=2))["run.sh"])
     put(tmp_path, "csfm", f'#!/bin/sh\nexec {sys.executable} -m csfm_jax.cli "$@"\n')
     process = start(tmp_path, "run.sh", PYTHONPATH=str(ROOT), JAX_DISABLE_MOST_OPTIMIZATIONS="true")

@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import tiny
 from commands import Command
 from object_stores import Fault, fake_s3, s3_bucket
+from tiny import STEPS
 
 from csfm_jax import cli, encoding
 from csfm_jax.training import checkpoint, initial, loop, record, remote, together, watching
@@ -24,31 +26,13 @@ from csfm_jax.training.stopping import StopRequest
 from data_pipelines import storage, store
 from data_pipelines.errors import BadInput
 
-STEPS = 40
-TINY = f"""
-from csfm_jax.config import default
-
-def get_config():
-    c = default()
-    c.tokens.modalities, c.tokens.text_length = ("ecg", "ppg"), 0
-    c.tokens.patch.ecg = c.tokens.patch.ppg = 125
-    c.data.rows, c.data.row_tokens, c.data.row_visible, c.data.row_windows = 2, 160, 60, 6
-    c.data.window.seconds = 5.0
-    for part in (c.encoder, c.decoder):
-        part.width, part.depth, part.heads, part.head_dim, part.mlp = 8, 1, 1, 8, 16
-    c.optimizer.warmup_steps = 5
-    t = c.training
-    t.steps, t.log_every, t.save_every, t.eval_every, t.eval_batches, t.bad_steps = {STEPS}, 1, 12, 20, 1, 4
-    return c
-"""
+OFTEN = {"log_every": 1, "save_every": 12, "eval_every": 20, "eval_batches": 1, "bad_steps": 4}
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory, tiny_stores):
     """A function that makes the command of a run, and the environment it runs in."""
-    folder = tmp_path_factory.mktemp("train")
-    (folder / "tiny.py").write_text(TINY)
-    return Bench(folder, tiny_stores)
+    return Bench(tmp_path_factory.mktemp("train"), tiny_stores)
 
 
 class Bench:
@@ -56,8 +40,9 @@ class Bench:
         self.folder, self.stores = folder, stores
 
     def words(self, workdir: Path, *more: str) -> list[str]:
-        config = f"--config={self.folder / 'tiny.py'}"
-        return ["train", config, f"--workdir={workdir}", f"--config.data.stores={self.stores}", *more]
+        often = (f"--config.training.{name}={number}" for name, number in OFTEN.items())
+        words = ["train", f"--config={tiny.__file__}", f"--workdir={workdir}", f"--config.data.stores={self.stores}"]
+        return [*words, *often, *more]
 
     def start(self, workdir: Path, *more: str) -> Command:
         return Command(self.words(workdir, *more), self.folder)

@@ -10,38 +10,28 @@ from test_starting import several
 
 from csfm_jax.training import checkpoint
 
-STEPS = 40
-CONFIG = f"""
+CONFIG = """
 import os
 import time
 from pathlib import Path
 
-from csfm_jax.config import default
 from csfm_jax.training import loop
+from tests.tiny import get_config as tiny
 
 HERE = Path(__file__).parent
 
 
 def open_stores(*args, opened=loop.open_stores):
-    (HERE / f"opening-{{os.environ['SLURM_PROCID']}}").touch()
+    (HERE / f"opening-{os.environ['SLURM_PROCID']}").touch()
     while not (HERE / "opened").exists():
         time.sleep(0.02)
     return opened(*args)
 
 
 def get_config():
-    c = default()
-    c.tokens.modalities, c.tokens.text_length = ("ecg", "ppg"), 0
-    c.tokens.patch.ecg = c.tokens.patch.ppg = 125
-    c.data.rows, c.data.row_tokens, c.data.row_visible, c.data.row_windows = 2, 160, 60, 6
-    c.data.window.seconds = 5.0
-    for part in (c.encoder, c.decoder):
-        part.width, part.depth, part.heads, part.head_dim, part.mlp = 8, 1, 1, 8, 16
-    c.optimizer.warmup_steps = 5
-    c.training.steps = {STEPS}
     loop.open_stores = open_stores
-    (HERE / f"configured-{{os.environ['SLURM_PROCID']}}").touch()
-    return c
+    (HERE / f"configured-{os.environ['SLURM_PROCID']}").touch()
+    return tiny()
 """
 
 
@@ -54,7 +44,7 @@ class Several:
 
     def __init__(self, folder: Path, stores: Path, monkeypatch):
         self.folder, self._stores, self._monkeypatch = folder, stores, monkeypatch
-        (folder / "tiny.py").write_text(CONFIG)
+        (folder / "watched.py").write_text(CONFIG)
 
     def start(self, *more: list[str], tasks: int = 2) -> list[Command]:
         """One process for each list of words, of `tasks` in all."""
@@ -62,7 +52,7 @@ class Several:
         for own, words in zip(several(tasks), more):
             for name, value in own.items():
                 self._monkeypatch.setenv(name, value)
-            common = [f"--config={self.folder / 'tiny.py'}", f"--config.data.stores={self._stores}", "--distributed"]
+            common = [f"--config={self.folder / 'watched.py'}", f"--config.data.stores={self._stores}", "--distributed"]
             started.append(Command(["train", *common, "--stopped-code=75", *words], self.folder))
         return started
 

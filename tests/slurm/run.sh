@@ -92,19 +92,12 @@ make_run() {
   printf '#!/bin/sh\nPYTHONPATH=%q exec %q -m csfm_jax.cli "$@"\n' "$root" "$(command -v "${PYTHON:-python3}")" >bin/csfm
   chmod +x bin/csfm
   export PATH=$PWD/bin:$PATH JAX_COMPILATION_CACHE_DIR=$PWD/compiled JAX_DISABLE_MOST_OPTIMIZATIONS=true
-  cat >tiny.py <<CONFIG
-from csfm_jax.config import default
+  cat >long.py <<CONFIG
+from tests.tiny import get_config as tiny
 
 
 def get_config():
-    c = default()
-    c.tokens.modalities, c.tokens.text_length = ("ecg", "ppg"), 0
-    c.tokens.patch.ecg = c.tokens.patch.ppg = 125
-    c.data.rows, c.data.row_tokens, c.data.row_visible, c.data.row_windows = 2, 160, 60, 6
-    c.data.window.seconds = 5.0
-    for part in (c.encoder, c.decoder):
-        part.width, part.depth, part.heads, part.head_dim, part.mlp = 8, 1, 1, 8, 16
-    c.optimizer.warmup_steps = 5
+    c = tiny()
     c.training.steps, c.training.log_every, c.training.save_every, c.training.eval_every = 400, 1, 50, 1000
     return c
 CONFIG
@@ -113,7 +106,7 @@ CONFIG
 
 # submit NAME STORES: renders, submits; sets $job
 submit() {
-  csfm launch render --target=slurm --nodes=2 --gpus=0 --cpus=1 --time=30 --name="$1" --config=tiny.py \
+  csfm launch render --target=slurm --nodes=2 --gpus=0 --cpus=1 --time=30 --name="$1" --config=long.py \
     --workdir="$1" --stores="$2" --output="rendered-$1"
   job=$(sbatch --parsable "rendered-$1/train.sbatch")
 }

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def pytest_xdist_auto_num_workers(config) -> int:
 def pytest_collection_modifyitems(items):
     rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))  # stable: the others stay as they were
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """What JAX asks of a GPU as it lowers kernels for one, answered where there is none."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    if find_spec("jax._src.pallas.triton.gpu_info"):  # since JAX 0.12
+        monkeypatch.setattr("jax._src.pallas.triton.gpu_info.get_device_kind", lambda: "NVIDIA H100 80GB HBM3")
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -118,9 +118,8 @@ def test_the_memory_of_a_device_is_not_that_of_a_multiprocessor(message, what):
 
 
 @pytest.mark.parametrize("backend, kernels", [("triton", 6), ("cudnn", 4)])  # of the encoder's and the decoder's blocks
-def test_the_step_is_lowered_for_a_gpu(backend, kernels, monkeypatch):
+def test_the_step_is_lowered_for_a_gpu(backend, kernels, pretended_gpu):
     """Kernels under a mesh, within the scan over blocks, and their gradients; nobody compiles them here."""
-    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
     config = accelerator.config_of("nano", 2, 2048, backend)
     optimizer, mesh = make_optimizer(config.optimizer, 1), sharding.make_mesh(config.mesh)
     plan = blueprint(config, optimizer, mesh)

@@ -245,19 +245,13 @@ GPU_SHAPES = [(2, 2048, 4, 64), (2, 640, 8, 64), (2, 640, 12, 64), (2, 640, 24, 
 
 
 @pytest.mark.parametrize("shape", GPU_SHAPES)
-def test_triton_is_lowered_for_a_gpu(shape):
+def test_triton_is_lowered_for_a_gpu(shape, pretended_gpu):
     for dtype in ("float32", "bfloat16"):
         assert lowered_for_a_gpu("triton", shape, dtype).count("__gpu$xla.gpu.triton") == 3
 
 
-@pytest.fixture
-def with_cudnn(monkeypatch):
-    """A cuDNN whose version JAX can ask for: none is at hand where no GPU is."""
-    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
-
-
 @pytest.mark.parametrize("shape", GPU_SHAPES)
-def test_cudnn_is_lowered_for_a_gpu(shape, with_cudnn):
+def test_cudnn_is_lowered_for_a_gpu(shape, pretended_gpu):
     text = lowered_for_a_gpu("cudnn", shape, "bfloat16")
     kernels = re.findall(r"custom_call @(__cudnn[$\w]+)", text)
     assert kernels == ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"]

@@ -1,6 +1,7 @@
 """GPU: JAX's Pallas kernel in Triton, which takes segment ids and never makes the matrix of all pairs."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,10 @@ def attend(q, k, v, segments, *, interpret: bool = False):
 
 
 def _one_device(q, k, v, segments, *, interpret):
-    from jax.experimental.pallas.ops.gpu import attention
+    with warnings.catch_warnings():
+        # Since JAX 0.12 in favour of tokamax, whose kernels take no segments but a mask of all pairs.
+        warnings.filterwarnings("ignore", "jax.experimental.pallas.ops.gpu.attention is deprecated", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu import attention
 
     length, width = q.shape[1], q.shape[3]
     sizes = attention.BlockSizes(

@@ -49,6 +49,7 @@ test: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	! git grep -nE '^(<<<<<<<|>>>>>>>) '  # a merge that was not finished
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks

@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny
 from sklearn.metrics import f1_score, roc_auc_score
 from small_checkpoints import toy_config, toy_params, write_checkpoint
 from small_stores import write_store
-from test_train import TINY
 
 from csfm_jax import cli, tasks
 from csfm_jax.evaluation import cell_tables, cells, decisions, prediction_files, sensors, study_models, study_results
@@ -278,7 +279,7 @@ def test_a_store_of_some_channels_reads_these_and_no_other(place):
 def test_a_network_that_was_taught_and_trees_of_a_continuous_task(tmp_path):
     """In one study: a fine-tuned work directory as it is, and a network from scratch, for another task than above."""
     workdir = tmp_path / "study"
-    (tmp_path / "tiny.py").write_text(TINY)
+    shutil.copy(tiny.__file__, tmp_path)
     cohort(tmp_path / "stores", 36, peaked=True)
     more = ("--tasks=simulated_heart_rate", f"--models=trees,scratch:{tmp_path / 'tiny.py'}", "--sensors=all")
     assert cli.main(words(tmp_path, workdir, *more)) == 0
@@ -324,10 +325,11 @@ def test_a_network_without_weights_is_that_of_its_configuration(tmp_path):
         found = study_models.parse(f"random:{tmp_path / 'tiny.py'},scratch:{tmp_path / 'tiny.py'}", [], [])
         return [model.identity for model in found]
 
-    (tmp_path / "tiny.py").write_text(TINY)
+    shutil.copy(tiny.__file__, tmp_path)
     before = identities()
     assert before[0] == before[1] == identities()[0]
-    (tmp_path / "tiny.py").write_text(TINY.replace("= 8, 1, 1, 8, 16", "= 8, 2, 1, 8, 16"))
+    text = Path(tiny.__file__).read_text()
+    (tmp_path / "tiny.py").write_text(text.replace("= 8, 1, 1, 8, 16", "= 8, 2, 1, 8, 16"))
     assert all(one != other for one, other in zip(before, identities()))
 
 

@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.tokens.channels = "csfm"  # of ECG: the twelve leads
     config.tokens.layout = "frame"
     config.tokens.text_length = 0
-    config.data.window.seconds = 2.5
+    config.data.window.seconds, config.data.window.crops = 2.5, 4
     # A row is one crop: 25 frames of 0.1 s, and CLS.
     config.data.rows, config.data.row_windows = 64, 1
     config.data.row_tokens = config.data.row_visible = 26

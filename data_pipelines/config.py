@@ -36,7 +36,9 @@ class WindowConfig:
         seconds: a window's length; a shorter recording gives a shorter window.
         minimum_seconds: recordings below it are counted and skipped.
         most_per_recording: windows that one recording may give in one epoch (it gives one per `seconds` otherwise).
-        random_start: jitter the starts by epoch (training); False tiles the recording from its start (evaluation).
+        random_start: jitter the starts by epoch (training); False: the same starts always (evaluation).
+        crops: of starts that are not random: 0 tiles a recording from its start; otherwise so many windows at least, or
+            as many as cover it, lie evenly from its start to its end, and overlap where it is short.
         begin, end: seconds of every recording between which windows lie; an end of 0 is the recording's own.
     """
 
@@ -44,6 +46,7 @@ class WindowConfig:
     minimum_seconds: float = 2.0
     most_per_recording: int = 1_000_000
     random_start: bool = True
+    crops: int = 0
     begin: float = 0.0
     end: float = 0.0
 

@@ -3,16 +3,18 @@
 Starts lie on a grid of 1/25 s, on which every modality but SpO2 (1 Hz, off by half a second at most) has a sample; so
 channels of different rates stay aligned. A recording that is longer than a window gives `floor(length / window)`
 of them, at most `most_per_recording`: with random starts, window i of n starts anywhere in the i-th n-th of the
-possible starts, so that an epoch covers the whole recording and epochs differ.
+possible starts, so that an epoch covers the whole recording and epochs differ. Windows whose outputs are averaged
+(`window.crops`) may overlap: begun at different parts of a token, they say more than one.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
 from data_pipelines import masking
 from data_pipelines.batch import MODALITY_OF, MODALITY_ROW
-from data_pipelines.config import DataConfig, TokenConfig
+from data_pipelines.config import DataConfig, TokenConfig, WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.quality import window_quality
 from data_pipelines.signals import CSFM_CHANNELS, MODALITIES
@@ -137,6 +139,8 @@ def check(tokens: TokenConfig, data: DataConfig) -> None:
         found = f"{window.begin:g} to {window.end:g} s"
         expected = f"0 or later, and {window.minimum_seconds:g} s or more (minimum_seconds) up to an end"
         raise BadInput("config.data.window.begin", found, expected, "correct the config")
+    if window.crops < 0:
+        raise BadInput("config.data.window.crops", str(window.crops), "0 or more", "correct the config")
     if window.most_per_recording < 1:
         raise BadInput("config.data.window.most_per_recording", str(window.most_per_recording), "1 or more", "raise it")
     for name, weight in data.weights.items():
@@ -223,8 +227,7 @@ def _store_windows(index, position, weight, tokens, data, ours, epoch, text_coun
     skipped["recordings shorter than the minimum"] += int(np.count_nonzero(ours & ~long_enough))
     skipped["recordings without a channel of the config"] += int(np.count_nonzero(ours & long_enough & (signal == 0)))
     taken = np.flatnonzero(ours & long_enough & (signal > 0)).astype(np.int32)
-    each = np.floor(milliseconds[taken] / 1000 / window.seconds + 1e-6)
-    each = np.clip(each, 1, window.most_per_recording).astype(np.int32)
+    each = _windows_of(milliseconds[taken], window)
     if not tokens.text_length:
         text = np.zeros(len(seconds), np.int32)
     elif text_counts is None:
@@ -241,7 +244,7 @@ def _store_windows(index, position, weight, tokens, data, ours, epoch, text_coun
             some = np.sort(rng.permutation(len(row))[: round((weight - turn) * len(row))])
             chosen, which = row[some], rank[some]
         recording = taken[chosen]
-        start = _starts(milliseconds[recording], length[recording], each[chosen], which, window.random_start, rng)
+        start = _starts(milliseconds[recording], length[recording], each[chosen], which, window, rng)
         start += np.ceil(window.begin * GRID) / GRID
         tables.append(
             (
@@ -283,12 +286,40 @@ def _good_enough(store, tables, data, epoch, position, skipped):
     return kept
 
 
-def _starts(milliseconds, length, each, rank, random_start, rng):
+def _windows_of(milliseconds: np.ndarray, window: WindowConfig) -> np.ndarray:
+    """int32 [recordings]: windows in usable stretches of so many milliseconds."""
+    lengths = milliseconds / 1000 / window.seconds
+    each = np.floor(lengths + 1e-6)
+    if window.crops and not window.random_start:
+        # of a stretch that is longer than a window by some grid points, no start is taken twice
+        spare = np.floor((milliseconds / 1000 - window.seconds) * GRID + 1e-6)
+        each = np.minimum(np.maximum(window.crops, np.ceil(lengths - 1e-6)), spare + 1)
+    return np.clip(each, 1, window.most_per_recording).astype(np.int32)
+
+
+def _starts(milliseconds, length, each, rank, window, rng):
     """float64 starts on the grid, never so late that the window would leave the recording."""
     length = length.astype(np.float64)
-    last = np.maximum(0, np.floor((milliseconds / 1000 - length) * GRID + 1e-6))  # grid point that a start may take
-    step = (rank + rng.random(len(rank))) / each * (last + 1) if random_start else rank * length * GRID + 1e-6
+    spare = (milliseconds / 1000 - length) * GRID
+    last = np.maximum(0, np.floor(spare + 1e-6))  # grid point that a start may take
+    if window.random_start:
+        step = (rank + rng.random(len(rank))) / each * (last + 1)
+    elif window.crops:
+        step = rank * np.maximum(0, spare) / np.maximum(1, each - 1) + 1e-6
+    else:
+        step = rank * length * GRID + 1e-6
     return np.minimum(np.floor(step), last) / GRID
+
+
+def fixed_starts(window: WindowConfig, seconds: float) -> tuple[np.ndarray, float]:
+    """Starts [n] and length, both seconds, of the windows that a recording of so many seconds has in an epoch whose
+    starts are not random."""
+    fixed = dataclasses.replace(window, random_start=False)
+    begin = np.ceil(window.begin * GRID) / GRID
+    usable = (min(seconds, window.end or seconds) - begin) * 1000
+    length = np.full(1, min(window.seconds, usable / 1000), np.float32)
+    each = _windows_of(np.full(1, usable), fixed)
+    return begin + _starts(usable, length, each, np.arange(each[0]), fixed, None), float(length[0])
 
 
 def signal_tokens(index, seconds: np.ndarray, tokens: TokenConfig) -> np.ndarray:

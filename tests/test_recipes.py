@@ -223,7 +223,7 @@ def test_a_study_fine_tunes_by_a_recipe_and_is_another_one_by_another(toy, store
     assert finetuned.adaptation.rates == "groups" and attention.adaptation.rates == "layers"
     assert attention.adaptation.head == "attention"
     assert [c.training.epochs for c in (linear, attention, finetuned, baseline)] == [0, 100, 100, 0]
-    assert baseline.optimizer == configs.load("benchmark_s4").optimizer and linear.data.window.seconds == 10
+    assert baseline.optimizer == configs.load("benchmark_s4").optimizer and linear.data.window.seconds == 9
     planned("benchmark_finetuned")
     for other in (None, "csfm_published"):
         with pytest.raises(BadInput, match="a study with other recipe"):

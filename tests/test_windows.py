@@ -15,7 +15,7 @@ from data_pipelines.config import DataConfig, MaskConfig, TokenConfig, WindowCon
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNEL_ID, MODALITIES, modality_of
 from data_pipelines.suggest import GOOD_FILL, suggest
-from data_pipelines.windows import GRID, capacities, epoch_windows, signal_tokens, used_channels
+from data_pipelines.windows import GRID, capacities, epoch_windows, fixed_starts, signal_tokens, used_channels
 
 SETS = (tuple(range(1, 13)), (2, CHANNEL_ID["PPG"], CHANNEL_ID["RESP"]), (CHANNEL_ID["PPG"],), (CHANNEL_ID["EEG C4"],))
 TOKENS = TokenConfig(modalities=("ecg", "ppg", "resp"))
@@ -66,6 +66,38 @@ def test_counts_lengths_and_starts(seconds, length, least, most, random_start, e
     assert table.skipped["recordings shorter than the minimum"] == sum(
         np.float32(s) < np.float32(least * length) for s in seconds
     )
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths, st.floats(0.5, 20), st.integers(1, 9), st.integers(1, 20), st.sampled_from([0.0, 3.0]))
+def test_crops_lie_evenly_over_a_recording_and_no_two_are_the_same(seconds, length, crops, most, begin):
+    window = WindowConfig(length, 0.1, most, False, crops, begin)
+    try:
+        table = take([fake_store(seconds)], window=window)
+    except BadInput:
+        assert all(s < begin + 0.1 + 1e-3 for s in seconds)
+        return
+    for i in np.unique(table.recording):
+        mine, usable = table.recording == i, seconds[i] - begin
+        start = table.start[mine] - begin
+        spare = max(0, usable - length)
+        cover = int(np.ceil(usable / length - 1e-6))
+        assert mine.sum() == max(1, min(max(crops, cover), int(spare * GRID + 1e-6) + 1, most))
+        assert start[0] == 0 and len(np.unique(start)) == len(start)
+        if len(start) > 1:
+            ideal = np.linspace(0, spare, len(start))
+            assert (start <= ideal + 1e-6).all() and (start > ideal - 2 / GRID).all()
+        starts, lasts = fixed_starts(window, seconds[i])
+        np.testing.assert_array_equal(starts, table.start[mine])
+        assert lasts == pytest.approx(table.seconds[mine][0], abs=1e-5)
+
+
+def test_crops_of_ten_seconds_begin_at_all_parts_of_a_token():
+    table = take([fake_store([10.0])], window=WindowConfig(9.0, random_start=False, crops=8))
+    parts = np.sort(table.start % 0.5)
+    assert len(table) == 8 and np.diff(parts).max() <= 0.13  # of tokens of half a second
+    tiles = take([fake_store([10.0])], window=WindowConfig(2.5, random_start=False, crops=4))
+    assert tiles.start.tolist() == [0, 2.48, 5, 7.48]  # four that cover ten seconds, on the grid
 
 
 def test_starts_change_with_the_epoch_and_cover_the_recording():

@@ -25,7 +25,7 @@ def get_recipe() -> ml_collections.ConfigDict:
     recipe.adaptation.trainable, recipe.adaptation.head = "all", "linear"
     recipe.adaptation.rates, recipe.adaptation.layer_decay = "layers", 0.75
     recipe.adaptation.loss = "asymmetric"
-    recipe.data.window.most_per_recording = 1
+    recipe.data.window.seconds, recipe.data.window.most_per_recording = 10.0, 1
     recipe.data.rows, recipe.data.row_windows = 16, 1
 
     recipe.optimizer.name, recipe.optimizer.decay = "adamw", "linear"

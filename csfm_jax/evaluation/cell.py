@@ -1,6 +1,5 @@
 """A cell of a study, a model on a task: what it reads, where its files lie, what became of it."""
 
-import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -154,9 +153,8 @@ class Cell:
 
     @property
     def window(self) -> WindowConfig:
-        """The windows of a recording that the task reads, at most its crops."""
-        window = self.config.data.window
-        return dataclasses.replace(window, most_per_recording=self.task.windows(window.seconds))
+        """The windows of a recording that frozen encoders read."""
+        return self.task.averaged(self.config.data.window)
 
     def network(self) -> LoadedEncoder:
         """The encoder of a complete cell, or of one that is frozen."""

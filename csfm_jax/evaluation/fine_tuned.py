@@ -23,12 +23,11 @@ from csfm_jax.objectives.translation import Translation
 from csfm_jax.spread import OverDevices
 from csfm_jax.tasks.resolve import cut, read_tokens
 from data_pipelines import folds, preprocess
-from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.loader import pack_windows
 from data_pipelines.signals import modality_of
 from data_pipelines.store import Store, check_spec
-from data_pipelines.windows import GRID
+from data_pipelines.windows import fixed_starts
 
 
 @partial(jax.jit, static_argnums=0)  # compiled once a network, however many splits and sensor subsets it reads
@@ -118,10 +117,8 @@ class FineTuned(NamedTuple):
         made = preprocess.prepare(given, spec=self.spec, mains=mains)
         tokens = read_tokens(self.config)
         reader = LoadedEncoder(replace(self.config, tokens=tokens), self.objective.encoder, self.spec)
-        starts, length = window_starts(
-            window := self.config.data.window, made.seconds, self.task.windows(window.seconds)
-        )
-        windows = [reader.window_at(made, start, length).channels for start in starts]
+        starts, length = fixed_starts(self.task.averaged(self.config.data.window), made.seconds)
+        windows = [reader.window_at(made, float(start), length).channels for start in starts]
         longest = 1 + max(sum(len(x) // tokens.patch[modality_of(c).name] for c, x in w) for w in windows)
         # to the next 64, so that recordings of one kind share a compiled program
         shape = {"rows": len(windows), "row_tokens": -(-longest // 64) * 64, "row_windows": 1}
@@ -169,15 +166,6 @@ class Told(NamedTuple):
 def _told(graphdef, state, batch):
     model = nnx.merge(graphdef, state)
     return model.scores(batch), model.predict(batch)
-
-
-def window_starts(window: WindowConfig, seconds: float, crops: int) -> tuple[list[float], float]:
-    """Starts and length of the windows that a recording of so many seconds has in a store (`windows.epoch_windows`)."""
-    begin = float(np.ceil(window.begin * GRID)) / GRID
-    usable = min(seconds, window.end or seconds) - begin
-    length = min(window.seconds, usable)
-    count = min(crops, max(1, int(usable / window.seconds + 1e-6)))
-    return [begin + float(np.floor(i * length * GRID + 1e-6)) / GRID for i in range(count)], length
 
 
 def write(found: Predictions, model: FineTuned, stores: list[Store], target: Path) -> None:

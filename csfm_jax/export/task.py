@@ -33,7 +33,8 @@ def head_to_torch(params: dict, prefix: str = "head") -> dict[str, np.ndarray]:
 
 def task_config(model: FineTuned) -> dict:
     """The "task" of config.json; plain values."""
-    task, ours, window = model.task, model.config.adaptation, model.config.data.window
+    task, ours = model.task, model.config.adaptation
+    window = task.averaged(model.config.data.window)
     calibration = None
     if (fitted := model.calibrated) is not None:
         fields = ("temperature", "exclusive", "rule", "specificity", "recordings", "step")
@@ -47,7 +48,8 @@ def task_config(model: FineTuned) -> dict:
         "head": ours.head,
         "gate": list(GATE),
         "sensors": list(read_tokens(model.config).modalities),
-        "crops": task.windows(window.seconds),
+        "crops": window.crops,
+        "most_windows": window.most_per_recording,
         "begin": window.begin,
         "end": window.end,
         "mean": list(ours.mean),

@@ -4,13 +4,14 @@ import numpy as np
 
 from csfm_jax.evaluation import saliency
 from csfm_jax.evaluation.cell import Cell
-from csfm_jax.evaluation.fine_tuned import FineTuned, window_starts
+from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.evaluation.study_models import FINE_TUNED
 from csfm_jax.evaluation.study_results import Group, Judged
 from csfm_jax.reporting import markup
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import modality_of
 from data_pipelines.store import Store
+from data_pipelines.windows import fixed_starts
 
 _DRAWN = 4
 _STRETCH = 0.1  # seconds that are shaded alike
@@ -68,8 +69,8 @@ def _of_model(word: str, group: Group, stores: list[Store], model: FineTuned | N
 
 
 def _explained(model: FineTuned, store: Store, number: int, name: str) -> saliency.Saliency | None:
-    (start,), length = window_starts(model.config.data.window, float(store.index.milliseconds[number]) / 1000, 1)
-    window = store.read_window(number, start, length)
+    starts, length = fixed_starts(model.config.data.window, float(store.index.milliseconds[number]) / 1000)
+    window = store.read_window(number, float(starts[0]), length)
     return saliency.explain(model, window, model.outputs.index(name))
 
 

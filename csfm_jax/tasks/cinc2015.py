@@ -8,6 +8,6 @@ _ALARM = 300.0  # seconds from the recording's start to the alarm, by the Challe
 TASKS = (
     Task(
         "cinc2015_false_alarm", "whether the alarm is true, from the 10 s before it", ("true_alarm",), "multilabel",
-        ("ecg", "ppg", "abp"), crops=1, begin=_ALARM - 10.0, end=_ALARM,
+        ("ecg", "ppg", "abp"), begin=_ALARM - 10.0, end=_ALARM,
     ),
 )  # fmt: skip

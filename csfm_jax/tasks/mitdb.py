@@ -14,5 +14,5 @@ _EPISODES = Cut((*((f"({name}", name) for name in _RHYTHMS), *((f"({name}", "") 
 TASKS = (
     Task("mitdb_beats", "class of every beat, from the 3 s about it", tuple(_AAMI), "multiclass", seconds=3.0, crops=1,
          cut=_BEATS),
-    Task("mitdb_rhythms", "rhythm of every 10 s", _RHYTHMS, "multiclass", crops=1, cut=_EPISODES),
+    Task("mitdb_rhythms", "rhythm of every 10 s", _RHYTHMS, "multiclass", seconds=10.0, crops=1, cut=_EPISODES),
 )  # fmt: skip

@@ -1,9 +1,11 @@
 """Task: what is to be told from which sensors, before any store or model is known."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 from data_pipelines.augment import AugmentConfig
+from data_pipelines.config import WindowConfig
 from data_pipelines.stretches import Cut
 
 # kind -> losses that fit it, the usual one first
@@ -56,8 +58,10 @@ class Task:
         kind: "multilabel" (0/1 each), "multiclass" (one of the labels is 1), "regression", "survival", or "signal"
             (samples of `targets`, told from those of `inputs`).
         sensors: modalities that are read; recordings may lack some of them.
-        seconds: length of a window.
-        crops: windows of a recording whose predictions are averaged, at most.
+        seconds: length of a window. Below that of the usual recording of ten seconds, so that beats fall elsewhere
+            within the tokens of every epoch and crop (docs/evaluation.md has what that is worth).
+        crops: windows of a recording whose predictions are averaged: where it is longer than a window, so many that
+            lie evenly from its start to its end and may overlap; of signals, one after another and at most so many.
         begin, end: seconds of every recording between which windows lie; 0 as the end is the recording's own.
         inputs, targets: of "signal": modalities ("ecg") or channels ("I") that are given, and that are asked for.
         added: of "signal": what is added to the inputs (`data_pipelines.augment`), which may then be targets too.
@@ -71,8 +75,8 @@ class Task:
     labels: tuple[str, ...]
     kind: str
     sensors: tuple[str, ...] = ("ecg",)
-    seconds: float = 10.0
-    crops: int = 4
+    seconds: float = 9.0
+    crops: int = 8
     begin: float = 0.0
     end: float = 0.0
     inputs: tuple[str, ...] = ()
@@ -92,9 +96,15 @@ class Task:
         return METRICS[self.kind]
 
     def windows(self, seconds: float) -> int:
-        """Windows of so many seconds whose predictions are averaged, at most: a model of shorter windows is judged on
-        the same stretch as others."""
+        """Windows of so many seconds whose predictions are averaged, at most: as much signal as with the task's own."""
         return max(1, math.ceil(self.crops * self.seconds / seconds - 1e-6))
+
+    def averaged(self, window: WindowConfig) -> WindowConfig:
+        """The windows of a recording that predictions are averaged over, for a model that learned from `window`, whose
+        own number of crops comes before the task's."""
+        crops = 0 if self.kind == "signal" else window.crops or self.crops
+        most = max(crops, self.windows(window.seconds))
+        return dataclasses.replace(window, random_start=False, crops=crops, most_per_recording=most)
 
     def outputs(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """Names of what a model predicts: the labels; of "survival" the event's log-hazard alone; of "signal", whose

@@ -5,6 +5,6 @@ from csfm_jax.tasks.task import Task
 TASKS = (
     Task(
         "vtac_false_alarm", "whether the alarm is true, from the 10 s before it", ("true_alarm",), "multilabel",
-        ("ecg", "ppg", "abp"), crops=1, begin=290.0, end=300.0,
+        ("ecg", "ppg", "abp"), begin=290.0, end=300.0,
     ),
 )  # fmt: skip

@@ -296,18 +296,23 @@ class CSFMEncoder(nn.Module):
     def _windows(self, usable, seconds, task):
         """(start, channels normalised) of consecutive windows; a last part shorter than a window only if it is all.
 
-        Those of a task begin where its stretch of the recording does, on the grid of starts, and are so many at most.
+        Those of a task lie evenly over its stretch of the recording, on the grid of starts, and may overlap.
         """
         longest, least = self.config_dict["window_seconds"], self.config_dict["minimum_seconds"]
-        begin, most = 0.0, None
+        begin = 0.0
         if task is not None:
-            begin, most = np.ceil(task["begin"] * GRID) / GRID, task["crops"]
+            begin = np.ceil(task["begin"] * GRID) / GRID
             seconds = min(seconds, task["end"] or seconds) - begin
         if seconds < least:
             raise Refused(f"signal: found {max(seconds, 0):g} s; expected {least:g} s or more; give a longer stretch")
         length, windows = min(longest, seconds), []
-        for i in range(max(1, int(seconds / longest + 1e-6)))[:most]:
-            start = i * length if task is None else begin + np.floor(i * length * GRID + 1e-6) / GRID
+        starts = [i * length for i in range(max(1, int(seconds / longest + 1e-6)))]
+        if task is not None:
+            spare = (seconds - length) * GRID  # in points of the grid
+            least = max(task["crops"], int(np.ceil(seconds / longest - 1e-6)))
+            many = min(least, int(spare + 1e-6) + 1, task["most_windows"])
+            starts = [begin + int(i * spare / max(1, many - 1) + 1e-6) / GRID for i in range(many)]
+        for start in starts:
             window = []
             for channel, samples in usable:
                 rate = modality_of(channel).rate

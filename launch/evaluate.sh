@@ -28,11 +28,11 @@ pretrain() { # NAME, STORES, and words
   csfm train --config=csfm_nano --workdir="$run/$1" --config.data.stores="$2" "${@:3}"
 }
 
-study() { # NAME, pretraining, further models, and words
+study() { # NAME, pretraining, and words
   local work=$run/$2
-  csfm evaluate --workdir="$run/$1" --workers="$workers" \
-    --models="linear:$work,attention:$work,finetuned:$work,scratch:csfm_nano,random:csfm_nano,$3" \
-    "${@:4}" "${fine_tuning[@]}" || failed=$?
+  csfm evaluate --workdir="$run/$1" --workers="$workers" --tasks="$tasks" --store="$studied" \
+    --models="linear:$work,attention:$work,finetuned:$work,scratch:csfm_nano,random:csfm_nano,$baselines" \
+    "${@:3}" "${fine_tuning[@]}" || failed=$?
 }
 
 say "recordings -> store"
@@ -41,11 +41,16 @@ key=()
 case $recordings in simulated*) ;; *) key=(--new-key="$run/site.key"); [ -e "$run/site.key" ] && key=(--key-file="$run/site.key") ;; esac
 csfm prepare --source="$recordings" --output="$stores" ${key[@]+"${key[@]}"}
 
-store=$(held "${STUDY_STORES:-ptbxl* simulated*}") alarms=$(held "${ALARM_STORES:-cinc2015*}")
-tasks=${STUDY_TASKS:-$(tasks_of "$store" 'ptbxl*/ptbxl_superclass,ptbxl_sex,ptbxl_age' 'simulated*/simulated_rhythm,simulated_heart_rate')}
-alarm_tasks=${ALARM_TASKS:-cinc2015_false_alarm}
-[ -n "$tasks" ] || store=''
-if [ -z "$store$alarms" ]; then
+studied=$(held "${STUDY_STORES:-ptbxl* simulated* cinc2015*}")
+tasks=${STUDY_TASKS:-$(tasks_of "$studied" 'ptbxl*/ptbxl_superclass,ptbxl_sex,ptbxl_age' \
+  'simulated*/simulated_rhythm,simulated_heart_rate' 'cinc2015*/cinc2015_false_alarm')}
+sensors=${STUDY_SENSORS:-all}
+if [ -z "${STUDY_SENSORS:-}" ]; then # what no recording has is refused
+  [ -z "$(held 'ptbxl* simulated*')" ] || sensors+=,6,3,2,1
+  [ -z "$(held 'cinc2015* simulated*')" ] || sensors+=,ecg,ppg,ecg+ppg
+fi
+baselines=${BASELINES:-benchmark_s4,benchmark_net1d,trees}
+if [ -z "$studied" ] || [ -z "$tasks" ]; then
   say "nothing was studied: $stores holds neither PTB-XL nor alarms; name stores and their tasks in STUDY_STORES and STUDY_TASKS"
   exit 1
 fi
@@ -54,17 +59,10 @@ failed=0
 say "pretraining, on train subjects"
 pretrain csfm_nano "$stores" "${pretraining[@]}"
 
-if [ -n "$store" ]; then
-  others=$(held "${OTHER_STORES:-code15* sph* echonext*}")
-  say "the study: $tasks, with twelve leads and fewer${others:+; sex and age at other hospitals}"
-  study "${tasks%%_*}" csfm_nano benchmark_s4,benchmark_net1d,trees --tasks="$tasks" --store="$store" \
-    --sensors="${STUDY_SENSORS:-all,6,3,2,1}" --label-fractions="${LABEL_FRACTIONS:-1/64}" \
-    --similarity="linear:$run/csfm_nano,finetuned:$run/csfm_nano" ${others:+--elsewhere="$others"}
-fi
-if [ -n "$alarms" ]; then
-  say "false alarms, with ECG, pulse and both"
-  study alarms csfm_nano trees --tasks="$alarm_tasks" --store="$alarms" --sensors=all,ecg,ppg,ecg+ppg
-fi
+others=$(held "${OTHER_STORES:-code15* sph* echonext*}")
+say "the study: $tasks, with all sensors and fewer${others:+; sex and age at other hospitals}"
+study fixed csfm_nano --sensors="$sensors" --label-fractions="${LABEL_FRACTIONS:-1/64}" \
+  --similarity="linear:$run/csfm_nano,finetuned:$run/csfm_nano" ${others:+--elsewhere="$others"}
 
 # whoever is tested in a fold is of a source that the encoder has seen nothing of
 sources=$(held "${FOLDS_STORES:-cinc2021* code15* sph* bidmc* mitdb*}")
@@ -75,15 +73,8 @@ elif [ -z "$sources" ]; then
 else
   say "pretraining for folds, on train subjects of other sources"
   pretrain csfm_nano_others "$sources" "${folds_pretraining[@]}"
-  if [ -n "$store" ]; then
-    say "the study in $folds folds: $tasks"
-    study folds csfm_nano_others benchmark_s4,benchmark_net1d,trees --tasks="$tasks" --store="$store" \
-      --sensors="${FOLDS_SENSORS:-all,1}" --folds="$folds"
-  fi
-  if [ -n "$alarms" ]; then
-    say "false alarms in $folds folds"
-    study folds_alarms csfm_nano_others trees --tasks="$alarm_tasks" --store="$alarms" --sensors=all,ecg,ppg --folds="$folds"
-  fi
+  say "the study in $folds folds: $tasks"
+  study folds csfm_nano_others --sensors="$sensors" --folds="$folds"
 fi
 say "look at $run/*/report.html"
 exit $failed

@@ -222,7 +222,7 @@ def test_labels_that_some_fold_cannot_learn_are_left_out_of_all(place):
     def of(labels, why=()):
         values = tuple(float(len(label)) for label in labels)
         resolved = Resolved(labels, dict(why), values, values, (), {"test": 3})
-        return TaskSetup(tasks.get("simulated_rhythm"), resolved, [], [])
+        return TaskSetup(tasks.get("simulated_rhythm"), resolved, [], [], [], {})
 
     found = study_folds._setup([of(("a", "bb")), of(("bb",), {"a": "no positive"}), of(("a", "bb"))]).resolved
     assert found.labels == ("bb",) and found.left_out == {"a": "fold 2 of 3: no positive"}

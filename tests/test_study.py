@@ -203,6 +203,35 @@ def test_a_complete_cell_is_not_run_again_and_a_missing_file_is_made(finished, p
     np.testing.assert_array_equal(prediction_files.read(victim).values, before.values)
 
 
+def test_tasks_of_different_stores_stand_in_one_table(place, tmp_path):
+    """Each is read on the stores that have its labels, with the sensors that these have."""
+    made = []
+    for number in range(5000, 5048):
+        one = beating(number, ("train", "validation", "test")[number // 2 % 3], ("I", "II"), False)
+        made.append(dataclasses.replace(one, labels={"sex": one.labels["rate/fast"]}))
+    write_store(tmp_path / "people", made, name="people")
+    stores, toy = f"--store={place / 'stores'},{tmp_path / 'people'}", f"linear:{place / 'toy'}"
+    given = (
+        "--tasks=simulated_rhythm,ptbxl_sex",
+        stores,
+        f"--models={toy},random:{place / 'toy'}",
+        "--sensors=all,2,1,ppg",
+    )
+    assert cli.main(words(place, tmp_path / "study", *given)) == 0
+    rows = table(tmp_path / "study")
+    main = rows[(rows.figure == "macro_auroc") & (rows.against == "") & (rows.recordings == "all")]
+    found = main[main.model == toy].groupby("task").sensors.agg(lambda words: {*words})
+    assert found.to_dict() == {"simulated_rhythm": {"all", "2", "1", "ppg"}, "ptbxl_sex": {"all", "1"}}
+    counted = main[main.sensors == "all"].groupby("task").cases.agg(lambda n: {*n}).to_dict()
+    assert counted == {"simulated_rhythm": {40}, "ptbxl_sex": {16}}
+    for file in tmp_path.glob("study/cells/*/*/predictions/*.parquet"):
+        only = "people/" if "ptbxl_sex" in file.parts else "beating/"
+        assert all(key.startswith(only) for key in prediction_files.read(file).key)
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert f"{toy} on fewer sensors" in page
+    assert "ptbxl_sex: no recording has the sensors ppg" in page and "ptbxl_sex: 2 is the same as all" in page
+
+
 def test_a_cell_that_fails_is_written_down_and_the_others_go_on(place, tmp_path, capsys):
     (store,) = open_stores(str(place / "stores"), "size")
     seen = sorted({s.decode() for s in store.index.subject[store.index.split == 2]})
@@ -397,7 +426,7 @@ def test_labels_of_one_class_are_named_with_their_fold_and_counted(kind):
     keys = np.array([f"s/{i}" for i in range(40)])
     read = prediction_files.Read(names, names, {}, keys, keys, np.ones(40, int), labels, labels, folds_of)
     task = dataclasses.replace(tasks.get("simulated_rhythm"), kind=kind)
-    setup = study_lib.TaskSetup(task, None, [], [])
+    setup = study_lib.TaskSetup(task, None, [], [], [], {})
     judged = study_results.Judged(read, read, {}, {}, 0)
     told = study_results._one_class(study_results.Group(setup, None, "trained", "all", {"trees": judged}))
     assert told[0] == "simulated_rhythm: c has one class only among test recordings of fold 2"

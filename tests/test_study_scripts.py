@@ -131,20 +131,16 @@ def test_the_studies_find_their_stores(script):
     _, calls = script.run("evaluate.sh", "recordings", fine_tuning, **words)
     read, stores, run = studies(calls), script.folder / "run" / "stores", script.folder / "run"
     assert stages(calls) == [
-        "prepare stores", "train csfm_nano", "evaluate ptbxl", "evaluate alarms", "train csfm_nano_others",
-        "evaluate folds", "evaluate folds_alarms",
+        "prepare stores", "train csfm_nano", "evaluate fixed", "train csfm_nano_others", "evaluate folds",
     ]  # fmt: skip
-    both = f"{stores / 'ptbxl'},{stores / 'ptbxl_extra'}"
-    assert {name: args.store for name, args in read.items()} == {
-        "ptbxl": both, "alarms": str(stores / "cinc2015"), "folds": both, "folds_alarms": str(stores / "cinc2015"),
-    }  # fmt: skip
-    assert {name: args.folds for name, args in read.items()} == {"ptbxl": 0, "alarms": 0, "folds": 5, "folds_alarms": 5}
-    assert [args.elsewhere for args in read.values()] == [str(stores / "code15"), None, None, None]
+    studied = ",".join(str(stores / name) for name in ("ptbxl", "ptbxl_extra", "cinc2015"))
+    assert {name: args.store for name, args in read.items()} == {"fixed": studied, "folds": studied}
+    assert {name: args.folds for name, args in read.items()} == {"fixed": 0, "folds": 5}
+    assert [args.elsewhere for args in read.values()] == [str(stores / "code15"), None]
     assert {args.workers for args in read.values()} == {2}
-    assert all("ppg" in read[name].sensors.split(",") for name in ("alarms", "folds_alarms"))
-    assert (read["ptbxl"].sensors, read["folds"].sensors) == ("all,6,3,2,1", "all,1")
-    assert read["ptbxl"].tasks == read["folds"].tasks == "ptbxl_superclass,ptbxl_sex,ptbxl_age"
-    for name, of in (("ptbxl", "csfm_nano"), ("folds", "csfm_nano_others")):
+    assert {args.sensors for args in read.values()} == {"all,6,3,2,1,ecg,ppg,ecg+ppg"}
+    assert {args.tasks for args in read.values()} == {"ptbxl_superclass,ptbxl_sex,ptbxl_age,cinc2015_false_alarm"}
+    for name, of in (("fixed", "csfm_nano"), ("folds", "csfm_nano_others")):
         kinds = ["linear", "attention", "finetuned", "scratch", "random", "benchmark_s4", "benchmark_net1d", "trees"]
         words = read[name].models.split(",")
         assert [word.partition(":")[0] for word in words] == kinds and words[0] == f"linear:{run / of}"
@@ -159,7 +155,8 @@ def test_the_studies_find_their_stores(script):
 def test_folds_are_left_out_where_nothing_else_is_to_pretrain_on(script):
     script.store("ptbxl", 10, "ptbxl")
     output, calls = script.run("evaluate.sh", "recordings")
-    assert stages(calls) == ["prepare stores", "train csfm_nano", "evaluate ptbxl"]
+    assert stages(calls) == ["prepare stores", "train csfm_nano", "evaluate fixed"]
+    assert studies(calls)["fixed"].sensors == "all,6,3,2,1"  # a pulse is refused where there is none
     (said,) = [line for line in output.splitlines() if "left out" in line]
     assert "no other source to pretrain on" in said
     script.store("sph", 10, "sph")
@@ -170,8 +167,8 @@ def test_folds_are_left_out_where_nothing_else_is_to_pretrain_on(script):
 def test_the_study_of_a_simulated_cohort(script):
     script.store("simulated", 12)
     output, calls = script.run("evaluate.sh", "simulated")
-    assert stages(calls) == ["prepare stores", "train csfm_nano", "evaluate simulated"]
-    read = studies(calls)["simulated"]
+    assert stages(calls) == ["prepare stores", "train csfm_nano", "evaluate fixed"]
+    read = studies(calls)["fixed"]
     assert read.tasks == "simulated_rhythm,simulated_heart_rate" and read.store == str(script.folder / "run" / "stores")
 
 
@@ -181,7 +178,7 @@ def test_where_nothing_can_be_studied_nothing_is_trained(script, environment):
     output, calls = script.run("evaluate.sh", "recordings", code=1, **environment)
     assert stages(calls) == ["prepare stores"] and "nothing was studied" in output and "STUDY_TASKS" in output
     _, calls = script.run("evaluate.sh", "recordings", STUDY_STORES="mine*", STUDY_TASKS="ptbxl_sex")
-    assert stages(calls)[-1] == "evaluate ptbxl"
+    assert stages(calls)[-1] == "evaluate fixed" and studies(calls)["fixed"].sensors == "all"
 
 
 def test_fine_tunings_of_a_study_that_is_told_nothing(script):

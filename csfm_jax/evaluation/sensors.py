@@ -79,10 +79,10 @@ def seen(stores: list[Store], sensors: Sensors, split: str | None = None) -> lis
     return [ChannelsOf(store, sensors.channels, split) for store in stores]
 
 
-def present(stores: list[Store], sensors: Sensors) -> bool:
-    """Whether any recording holds one of these channels."""
-    return any(c in sensors.channels for s in stores for number in np.unique(s.index.channel_set)
-               for c in s.index.channel_sets[number])  # fmt: skip
+def held(stores: list[Store]) -> frozenset[int]:
+    """The channels that any recording holds."""
+    return frozenset(c for s in stores for number in np.unique(s.index.channel_set)
+                     for c in s.index.channel_sets[number])  # fmt: skip
 
 
 def complete(stores: list[Store], task: Task) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from csfm_jax.evaluation.protocol import Recordings
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study_models import FINE_TUNED, Model
 from csfm_jax.tasks.config import AdaptationConfig
-from csfm_jax.tasks.resolve import Resolved, check_splits, cut, resolve
+from csfm_jax.tasks.resolve import Resolved, check_splits, cut, resolve, with_labels
 from csfm_jax.tasks.task import Task
 from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
@@ -30,14 +30,18 @@ class TaskSetup:
     """A task in the study's stores.
 
     Attributes:
-        task, resolved: and its labels there. subsets: of sensors, "all" first. absent: those that no recording has.
+        task, resolved: and its labels there. stores: those of the study's that have its labels.
+        subsets: of sensors, "all" first. absent: those that no recording has. same: those that let in the same channels
+            of these recordings as a subset before, which is named.
         elsewhere: the other stores that have its labels. unlabelled: names of those that have not.
     """
 
     task: Task
     resolved: Resolved
+    stores: list[Store]
     subsets: list[Sensors]
     absent: list[str]
+    same: dict[str, str]
     elsewhere: tuple[Store, ...] = ()
     unlabelled: tuple[str, ...] = ()
 
@@ -116,7 +120,7 @@ def plan(
 
 def _of_task(settings: Settings, setup: TaskSetup) -> Settings:
     """The settings with the stores as the task reads them."""
-    return dataclasses.replace(settings, stores=cut(setup.task, settings.stores), elsewhere=setup.elsewhere)
+    return dataclasses.replace(settings, stores=cut(setup.task, setup.stores), elsewhere=setup.elsewhere)
 
 
 def _check_fold(fold: str, stores: list[Store]) -> None:
@@ -137,7 +141,8 @@ def _check_halved(settings: Settings, models: list[Model]) -> None:
 
 def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:
     reads_all = Config(tokens=TokenConfig(modalities=task.sensors), adaptation=AdaptationConfig(task=task.name))
-    resolved = resolve(reads_all, settings.stores)
+    stores = with_labels(task, settings.stores)
+    resolved = resolve(reads_all, stores)
     for split in ("validation", "test"):
         if not resolved.recordings[split]:
             found, expected = f"no {split} recording with its labels", "train, validation and test subjects"
@@ -146,11 +151,16 @@ def _setup(task: Task, settings: Settings, sensor_words: str) -> TaskSetup:
     if task.kind == "signal" and len(subsets) > 1:
         expected = f"all: what {task.name} reads is part of the task"
         raise BadInput(f"--sensors={subsets[1].word}", "a subset", expected, "leave it out, or study the task alone")
-    there = [s for s in subsets if s.word == ALL or sensors.present(settings.stores, s)]
-    absent = [s.word for s in subsets if s not in there]
+    held, first, absent, same = sensors.held(stores), {}, [], {}
+    for subset in subsets:
+        channels = subset.channels & held
+        if not channels and subset.word != ALL:
+            absent.append(subset.word)
+        elif (before := first.setdefault(channels, subset)) is not subset:
+            same[subset.word] = before.word
     others = elsewhere.labelled(settings.elsewhere, task, resolved.labels)
     unlabelled = tuple(s.name for s in settings.elsewhere if s.name not in {other.name for other in others})
-    return TaskSetup(task, resolved, there, absent, others, unlabelled)
+    return TaskSetup(task, resolved, stores, list(first.values()), absent, same, others, unlabelled)
 
 
 def _check_sensors(words: str, setups: list[TaskSetup]) -> None:

@@ -102,6 +102,7 @@ def gather(study: Study, replicates: int, seed: int) -> Results:
     for setup in study.tasks:
         notes += [f"{setup.task.name}: {label} is left out: {why}" for label, why in setup.resolved.left_out.items()]
         notes += [f"{setup.task.name}: no recording has the sensors {word}" for word in setup.absent]
+        notes += [f"{setup.task.name}: {word} is the same as {before}" for word, before in setup.same.items()]
         notes += [f"{setup.task.name}: no test recording of {name} has its labels" for name in setup.unlabelled]
         try:
             mine = list(_groups(study, setup, replicates, seed, notes))

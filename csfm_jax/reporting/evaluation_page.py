@@ -44,7 +44,7 @@ def write(results: Results, alike: dict[str, np.ndarray], target: Path) -> None:
 
 def render(results: Results, alike: dict[str, np.ndarray]) -> str:
     """The page's HTML."""
-    body = [_beginning(results), _ranks(results), _left_out(results)]
+    body = [_beginning(results), _ranks(results), _sensors(results), _left_out(results)]
     body += [_task(results, setup, alike.get(setup.task.name)) for setup in results.study.tasks]
     return markup.document("csfm: evaluation", body)
 
@@ -76,6 +76,26 @@ def _ranks(results: Results) -> str:
     ]
     header = ["model", "mean rank", "best in draws", *ranks.tasks]
     return f"<h2>Ranks over tasks</h2>{markup.table(header, rows)}"
+
+
+def _sensors(results: Results) -> str:
+    """The first model on every subset of the sensors: a row a subset, its figure of each task."""
+    word, setups = results.study.models[0].word, results.study.tasks
+    words = list(dict.fromkeys(w for setup in setups for w in (*(s.word for s in setup.subsets), *setup.same)))
+    columns, header = [], ["sensors"]
+    for setup in setups:
+        for reading, told in ((TRAINED, "as it is"), (REFITTED, "probe fitted again")):
+            read = [setup.same.get(w, w) for w in words]
+            found = [results.of(setup.task.name, w, TRAINED if w == ALL else reading) for w in read]
+            figures = [g.models[word].figures if g and word in g.models else None for g in found]
+            if any(f for w, f in zip(read, figures) if w != ALL or reading == TRAINED):
+                main = task_figures.MAIN[setup.task.kind]
+                columns.append([_interval(f[main]) if f else "" for f in figures])
+                header.append(f"{setup.task.name}, {_name(main)}, {told}")
+    if len(words) < 2 or not columns:
+        return ""
+    rows = [list(row) for row in zip(words, *columns)]
+    return f"<h2>{markup.text(word)} on fewer sensors</h2>{markup.table(header, rows)}"
 
 
 def _left_out(results: Results) -> str:

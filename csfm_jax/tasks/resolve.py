@@ -191,11 +191,26 @@ def check_splits(everyone: Recordings) -> None:
         raise BadInput("--store", found, "every subject in one", "prepare the stores with splits by subject")
 
 
+def with_labels(task: Task, stores: list[Store]) -> list[Store]:
+    """The stores in which a recording has one of the task's labels; all of them where none has, which `resolve` refuses
+    by name, and of a task whose labels are not the recordings'."""
+    if task.kind == "signal" or task.cut is not None:
+        return stores
+    tables = [store.labels() for store in stores]
+    names = [{name for pattern in task.labels for name in _matching(table, pattern)} for table in tables]
+    labelled = [any((~np.isnan(table[n])).any() for n in mine) for table, mine in zip(tables, names)]
+    return [store for store, holds in zip(stores, labelled) if holds] or stores
+
+
+def _matching(labels, pattern: str) -> list[str]:
+    # "PRC(S)" and the like are names, not patterns
+    return [pattern] if pattern in labels else sorted(fnmatch.filter(labels, pattern))
+
+
 def _names(task: Task, everyone: Recordings) -> list[str]:
     names = []
     for pattern in task.labels:
-        # "PRC(S)" and the like are names, not patterns
-        found = [pattern] if pattern in everyone.labels else sorted(fnmatch.filter(everyone.labels, pattern))
+        found = _matching(everyone.labels, pattern)
         names += [name for name in found if name not in names]
         if not found and (task.kind == "survival" or "*" in pattern):
             raise _no_label(task, pattern, everyone)

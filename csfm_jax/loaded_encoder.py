@@ -132,7 +132,7 @@ class LoadedEncoder:
         return self._embedding([Window(0.0, rows)], self.words(text), [])
 
     def windows(self, made: preprocess.PreparedRecording) -> list[Window]:
-        """Cuts a prepared recording into windows, at the starts that evaluation takes from a store.
+        """Cuts a prepared recording into windows, one after another.
 
         Channels that the model does not know are left out, and marked as dropped in `made.report`.
 

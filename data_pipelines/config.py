@@ -37,8 +37,8 @@ class WindowConfig:
         minimum_seconds: recordings below it are counted and skipped.
         most_per_recording: windows that one recording may give in one epoch (it gives one per `seconds` otherwise).
         random_start: jitter the starts by epoch (training); False: the same starts always (evaluation).
-        crops: of starts that are not random: 0 tiles a recording from its start; otherwise so many windows at least, or
-            as many as cover it, lie evenly from its start to its end, and overlap where it is short.
+        crops: of starts that are not random: so many windows at least, or as many as cover a recording, lie evenly from
+            its start to its end, and overlap where it is short; 0 tiles it from its start. Of a task, 0 is the task's.
         begin, end: seconds of every recording between which windows lie; an end of 0 is the recording's own.
     """
 

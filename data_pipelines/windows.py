@@ -244,7 +244,7 @@ def _store_windows(index, position, weight, tokens, data, ours, epoch, text_coun
             some = np.sort(rng.permutation(len(row))[: round((weight - turn) * len(row))])
             chosen, which = row[some], rank[some]
         recording = taken[chosen]
-        start = _starts(milliseconds[recording], length[recording], each[chosen], which, window, rng)
+        start = _starts(milliseconds[recording], each[chosen], which, window, rng)
         start += np.ceil(window.begin * GRID) / GRID
         tables.append(
             (
@@ -297,10 +297,11 @@ def _windows_of(milliseconds: np.ndarray, window: WindowConfig) -> np.ndarray:
     return np.clip(each, 1, window.most_per_recording).astype(np.int32)
 
 
-def _starts(milliseconds, length, each, rank, window, rng):
+def _starts(milliseconds, each, rank, window, rng):
     """float64 starts on the grid, never so late that the window would leave the recording."""
-    length = length.astype(np.float64)
-    spare = (milliseconds / 1000 - length) * GRID
+    seconds = np.asarray(milliseconds) / 1000  # float32 would miss points of the grid
+    length = np.minimum(seconds, window.seconds)
+    spare = (seconds - length) * GRID
     last = np.maximum(0, np.floor(spare + 1e-6))  # grid point that a start may take
     if window.random_start:
         step = (rank + rng.random(len(rank))) / each * (last + 1)
@@ -317,9 +318,8 @@ def fixed_starts(window: WindowConfig, seconds: float) -> tuple[np.ndarray, floa
     fixed = dataclasses.replace(window, random_start=False)
     begin = np.ceil(window.begin * GRID) / GRID
     usable = (min(seconds, window.end or seconds) - begin) * 1000
-    length = np.full(1, min(window.seconds, usable / 1000), np.float32)
     each = _windows_of(np.full(1, usable), fixed)
-    return begin + _starts(usable, length, each, np.arange(each[0]), fixed, None), float(length[0])
+    return begin + _starts(usable, each, np.arange(each[0]), fixed, None), min(window.seconds, usable / 1000)
 
 
 def signal_tokens(index, seconds: np.ndarray, tokens: TokenConfig) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 from unittest import mock
@@ -17,6 +18,8 @@ from csfm_jax.evaluation import calibrated
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.export import golden
 from csfm_jax.training import checkpoint
+from data_pipelines.config import WindowConfig
+from data_pipelines.windows import fixed_starts
 
 torch = pytest.importorskip("torch")
 
@@ -94,6 +97,18 @@ def test_every_head_agrees_from_raw_signals_on(name, exported, seconds, windows)
     assert [told["status"] for told in found.report] == ["kept", "kept", "kept", "dropped"]
     # windows differ, or their mean would show nothing
     assert np.ptp(expected.scores, axis=0).min() > 1e-3
+
+
+def test_the_windows_of_a_task_are_those_of_a_store(exported):
+    _, folder = exported("linear")
+    encoder = pytorch(folder).CSFMTask.from_folder(folder).encoder
+    for length, seconds in itertools.product((9.8, 9.6, 9.0, 8.6, 2.5, 2.4), (7.3, 9.6, 10.0, 10.1, 30.0, 299.96)):
+        encoder.config_dict |= {"window_seconds": length, "minimum_seconds": 0.1}
+        for begin, end in ((0.0, 0.0), (2.53, 9.0)):
+            task = {"begin": begin, "end": end, "crops": 8, "most_windows": 20}
+            window = WindowConfig(length, 0.1, 20, False, 8, begin, end)
+            starts = [start for start, _ in encoder._windows([], seconds, task)]
+            np.testing.assert_array_equal(starts, fixed_starts(window, seconds)[0])
 
 
 def test_calibration_goes_with_it(exported):

@@ -15,6 +15,7 @@ from csfm_jax import tasks
 from csfm_jax.evaluation import decisions, tabular, task_figures
 from csfm_jax.evaluation.predictions import Predictions, figures
 from csfm_jax.tasks.task import LOSSES, METRICS, Task
+from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
 
 
@@ -100,6 +101,25 @@ def test_every_task_is_of_a_known_kind_and_reads_known_sensors():
         assert set(task.sensors) <= MODALITIES.keys() and task.crops > 0
         assert not task.end or task.end - task.begin >= task.seconds
         assert task.kind != "survival" or len(task.labels) == 2
+
+
+@pytest.mark.parametrize(
+    "name, window, crops, most",
+    [
+        ("ptbxl_sex", WindowConfig(9.0), 8, 8),
+        ("ptbxl_sex", WindowConfig(2.5), 8, 29),
+        ("ptbxl_sex", WindowConfig(20.0), 8, 8),
+        ("ptbxl_sex", WindowConfig(2.5, crops=4), 4, 29),
+        ("ptbxl_sex", WindowConfig(9.0, crops=16), 16, 16),
+        ("bidmc_spo2", WindowConfig(10.0), 48, 48),  # eight minutes
+        ("mitdb_beats", WindowConfig(3.0, crops=4), 1, 1),
+        ("ppg_to_ecg", WindowConfig(10.0), 0, 4),
+    ],
+)
+def test_windows_whose_predictions_are_averaged(name, window, crops, most):
+    found = tasks.get(name).crops_of(window)
+    assert (found.crops, found.most_per_recording, found.random_start) == (crops, most, False)
+    assert (found.seconds, found.begin, found.end) == (window.seconds, window.begin, window.end)
 
 
 def test_exclusive_classes_are_calibrated_by_one_temperature():

@@ -20,8 +20,10 @@ from csfm_jax.models import config as model_config
 from csfm_jax.tasks.config import AdaptationConfig
 from csfm_jax.tasks.resolve import resolve
 from csfm_jax.training import best, checkpoint
+from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.subjects import PUBLIC_KEY, fingerprint
+from data_pipelines.windows import fixed_starts
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("benchmark_finetuned", "benchmark_frozen", "benchmark_linear", "csfm_published")
@@ -71,6 +73,7 @@ BENCHMARK = {
         learning_rate=1e-3, decay="constant", warmup_steps=0, beta2=0.999, weight_decay=1e-3
     ),
     "crop": (2.5, 1, 64, 1),
+    "starts": [0, 2.48, 5, 7.48],
     "length": TrainingConfig(
         steps=100, epochs=100, log_every=10, eval_every=1, save_every=100, keep_best="first"
     ),
@@ -82,6 +85,7 @@ EXPECTED = {
             learning_rate=1e-4, decay="linear", final_fraction=0.0, warmup_steps=8, beta2=0.999, weight_decay=0.05
         ),
         "crop": (10.0, 1, 16, 1),
+        "starts": [0],
         "length": TrainingConfig(
             steps=80, epochs=20, log_every=10, eval_every=4, save_every=100, keep_best="macro_f1"
         ),
@@ -103,6 +107,7 @@ def test_each_recipe_makes_of_a_checkpoint_what_it_says(name, toy, store):
     )
     assert config.optimizer == expected["optimizer"]
     assert (window.seconds, window.most_per_recording, config.data.rows, config.data.row_windows) == expected["crop"]
+    assert fixed_starts(RHYTHM.crops_of(window), 10.0)[0].tolist() == expected["starts"]
     assert config.training == expected["length"]
     for part in ("tokens", "encoder", "backbone", "decoder"):
         assert getattr(config, part) == getattr(toy_config(), part)
@@ -204,6 +209,9 @@ def test_a_config_is_no_recipe_and_a_recipe_no_config(tmp_path):
 def test_epochs_are_of_fine_tunings_and_at_least_one(store):
     with pytest.raises(BadInput, match="config.training.epochs: found 3; expected 0 in pretraining"):
         model_config.check(dataclasses.replace(toy_config(), training=TrainingConfig(epochs=3)))
+    eight = dataclasses.replace(toy_config().data, window=WindowConfig(crops=8))
+    with pytest.raises(BadInput, match="config.data.window.crops: found 8"):
+        model_config.check(dataclasses.replace(toy_config(), data=eight))
     with pytest.raises(BadInput, match="config.training.epochs: found -1"):
         of_store(made("csfm_published", "--config.training.epochs=-1"), store)
 

@@ -197,9 +197,12 @@ def test_a_complete_cell_is_not_run_again_and_a_missing_file_is_made(finished, p
     for module, name in ((cell_tables, "table_files"), (cells, "network_files")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda c, s, real=real: (ran.append(c.model.kind), real(c, s)))
-    models = f"--models=linear:{toy},random:{toy},attention:{toy}"
-    assert cli.main(words(place, finished, models, "--label-fractions=1/4", elsewhere(place))) == 0
+    compared = []
+    monkeypatch.setattr(study_lib.layers, "compare", lambda *given: compared.append(given[3]))
+    models, pair = f"--models=linear:{toy},random:{toy},attention:{toy}", f"--similarity=linear:{toy},random:{toy}"
+    assert cli.main(words(place, finished, models, pair, "--label-fractions=1/4", elsewhere(place))) == 0
     assert ran == ["random"]
+    assert [w.most_per_recording for w in compared] == [1]  # crops of a recording are alike, whatever the layers
     np.testing.assert_array_equal(prediction_files.read(victim).values, before.values)
 
 

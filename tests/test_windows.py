@@ -68,8 +68,16 @@ def test_counts_lengths_and_starts(seconds, length, least, most, random_start, e
     )
 
 
+def tenths(first, last):
+    return st.integers(first, last).map(lambda n: n / 10)
+
+
 @settings(max_examples=100, deadline=None)
-@given(lengths, st.floats(0.5, 20), st.integers(1, 9), st.integers(1, 20), st.sampled_from([0.0, 3.0]))
+@given(
+    st.lists(tenths(2, 400), min_size=1, max_size=12), tenths(5, 200), st.integers(1, 9), st.integers(1, 20),
+    st.sampled_from([0.0, 3.0]),
+)  # fmt: skip
+@example([10.0], 9.8, 6, 20, 0.0)  # in float32 one window comes twice
 def test_crops_lie_evenly_over_a_recording_and_no_two_are_the_same(seconds, length, crops, most, begin):
     window = WindowConfig(length, 0.1, most, False, crops, begin)
     try:
@@ -95,7 +103,7 @@ def test_crops_lie_evenly_over_a_recording_and_no_two_are_the_same(seconds, leng
 def test_crops_of_ten_seconds_begin_at_all_parts_of_a_token():
     table = take([fake_store([10.0])], window=WindowConfig(9.0, random_start=False, crops=8))
     parts = np.sort(table.start % 0.5)
-    assert len(table) == 8 and np.diff(parts).max() <= 0.13  # of tokens of half a second
+    assert len(table) == 8 and np.diff(parts, append=parts[0] + 0.5).max() <= 0.13  # of tokens of half a second
     tiles = take([fake_store([10.0])], window=WindowConfig(2.5, random_start=False, crops=4))
     assert tiles.start.tolist() == [0, 2.48, 5, 7.48]  # four that cover ten seconds, on the grid
 

@@ -23,7 +23,7 @@ def get_recipe() -> ml_collections.ConfigDict:
     recipe = blank()
     recipe.adaptation.trainable, recipe.adaptation.head = "all", "linear"
     recipe.adaptation.rates, recipe.adaptation.layer_decay = "groups", 0.1
-    recipe.data.window.seconds, recipe.data.window.most_per_recording = 2.5, 1
+    recipe.data.window.seconds, recipe.data.window.most_per_recording, recipe.data.window.crops = 2.5, 1, 4
     recipe.data.rows, recipe.data.row_windows = 64, 1
 
     recipe.optimizer.name, recipe.optimizer.decay, recipe.optimizer.warmup_steps = "adamw", "constant", 0

@@ -21,7 +21,7 @@ from csfm_jax.recipes import blank
 def get_recipe() -> ml_collections.ConfigDict:
     recipe = blank()
     recipe.adaptation.trainable, recipe.adaptation.head = "head", "attention"
-    recipe.data.window.seconds, recipe.data.window.most_per_recording = 2.5, 1
+    recipe.data.window.seconds, recipe.data.window.most_per_recording, recipe.data.window.crops = 2.5, 1, 4
     recipe.data.rows, recipe.data.row_windows = 64, 1
 
     recipe.optimizer.name, recipe.optimizer.decay, recipe.optimizer.warmup_steps = "adamw", "constant", 0

@@ -154,7 +154,7 @@ class Cell:
     @property
     def window(self) -> WindowConfig:
         """The windows of a recording that frozen encoders read."""
-        return self.task.averaged(self.config.data.window)
+        return self.task.crops_of(self.config.data.window)
 
     def network(self) -> LoadedEncoder:
         """The encoder of a complete cell, or of one that is frozen."""

@@ -44,7 +44,7 @@ def embed_stores(
 
     Args:
         stores: or, to embed some sensors alone, `store_view.ChannelsOf` them.
-        window: a task's (`data.window` of a `csfm finetune`); None = that of the pretraining.
+        window: `Cell.window`, or None = the encoder's own, one after another.
 
     Raises:
         BadInput: stores of another preprocessing than the encoder's, or no window in the split.
@@ -62,7 +62,7 @@ def reading(
     for store in stores:
         check_spec(store.spec, encoder.spec, str(store.path))
     tokens = dataclasses.replace(encoder.config.tokens, text_length=0)
-    fixed = dataclasses.replace(window or encoder.config.data.window, random_start=False)
+    fixed = window or dataclasses.replace(encoder.config.data.window, random_start=False, crops=0)
     data = dataclasses.replace(encoder.config.data, weights={}, window=fixed, tokenizer="")
     table = windows.epoch_windows(stores, tokens, data, split, 0)
     data = dataclasses.replace(data, row_visible=0, **encoder.batch_shape(int(table.tokens.max())))

@@ -102,7 +102,7 @@ class FineTuned(NamedTuple):
         return read.averaged(found)
 
     def tell(self, signal, rate=None, channels=None, unit="mV", mains: float | None = None) -> "Told":
-        """Preprocesses one raw recording as the training data was, and predicts: the mean over its first windows.
+        """Preprocesses one raw recording as the training data was, and predicts: the mean over its crops.
 
         Args: as of `LoadedEncoder.embed`. Sensors that the task does not read are left out.
 
@@ -117,7 +117,7 @@ class FineTuned(NamedTuple):
         made = preprocess.prepare(given, spec=self.spec, mains=mains)
         tokens = read_tokens(self.config)
         reader = LoadedEncoder(replace(self.config, tokens=tokens), self.objective.encoder, self.spec)
-        starts, length = fixed_starts(self.task.averaged(self.config.data.window), made.seconds)
+        starts, length = fixed_starts(self.task.crops_of(self.config.data.window), made.seconds)
         windows = [reader.window_at(made, float(start), length).channels for start in starts]
         longest = 1 + max(sum(len(x) // tokens.patch[modality_of(c).name] for c, x in w) for w in windows)
         # to the next 64, so that recordings of one kind share a compiled program

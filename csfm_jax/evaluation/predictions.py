@@ -49,7 +49,7 @@ class Split:
 
     def __init__(self, config: "Config", stores: list[Store], split: str, plans_dir: Path, number=0, parts=1):
         task = tasks.get(config.adaptation.task)
-        window = task.averaged(config.data.window)
+        window = task.crops_of(config.data.window)
         self._tokens, self._stores, self._split = read_tokens(config), read_stores(config, stores), split
         self._data = dataclasses.replace(config.data, weights={}, window=window)
         self._share, self._plans_dir, self._labels = (number, parts), plans_dir, config.adaptation.labels

@@ -239,7 +239,8 @@ def alike(study: Study) -> dict[str, np.ndarray]:
         if len(both) == 2 and not any(cell.status["failed"] for cell in both):
             stores = sensors.seen(both[0].settings.stores, setup.subsets[0])
             try:
-                values = layers.compare(*(cell.network() for cell in both), stores, both[0].window)
+                one = dataclasses.replace(both[0].window, crops=0, most_per_recording=1)  # crops that overlap are alike
+                values = layers.compare(*(cell.network() for cell in both), stores, one)
             except BadInput as error:
                 print(f"{setup.task.name}: no layers are compared: {error}", flush=True)
                 continue

@@ -76,7 +76,8 @@ def translate(model: "FineTuned", stores: list[Store], split: str, *, blind: boo
     views = [view.blinded() for view in views] if blind else views
     window, some = model.config.data.window, False
     fastest = max(modality_of(name).rate for name in model.config.adaptation.labels)
-    each = model.task.windows(window.seconds) * window.seconds * fastest * len(model.config.adaptation.labels)
+    crops = model.task.crops_of(window).most_per_recording
+    each = crops * window.seconds * fastest * len(model.config.adaptation.labels)
     most = max(1, int(_HELD / each))
     for position, view in enumerate(views):
         paired = np.array([bool(channels) for channels in view.index.channel_sets], bool)[view.index.channel_set]

@@ -78,7 +78,7 @@ def text(config: Config, spec: Spec, run: dict, parameters: int, model: FineTune
 
 def _task(model, channels):
     task, ours, fitted = model.task, model.config.adaptation, model.calibrated
-    read, crops = read_tokens(model.config).modalities, task.windows(model.config.data.window.seconds)
+    read, crops = read_tokens(model.config).modalities, task.crops_of(model.config.data.window).most_per_recording
     known = [c.name for c in CHANNELS if c.name in channels and c.modality in read]
     example = [c for c in ("I", "II", "PPG") if c in known] or known[:1]
     unit = MODALITIES[next(c.modality for c in CHANNELS if c.name == example[0])].unit

@@ -37,7 +37,8 @@ def cases(tokens: TokenConfig, window: WindowConfig) -> dict[str, Case]:
     """The inputs that a model's vocabulary allows.
 
     Args:
-        tokens, window: the model's; every input is one window of 10 s, or of what the model takes.
+        tokens, window: the model's; inputs are one window of 10 s, or of what the model takes; "one_lead" is a second
+            longer, so that a task reads crops that overlap.
 
     Returns:
         "twelve_leads", "one_lead", "ppg_only", "ecg_ppg_text" (with a NaN stretch and a flat lead), and "one_of_each"
@@ -59,7 +60,7 @@ def cases(tokens: TokenConfig, window: WindowConfig) -> dict[str, Case]:
         channels = tuple(c for c in channels if c in known)
         if not channels:
             continue
-        length = max(0.8 * seconds, window.minimum_seconds) if name == "ppg_only" else seconds
+        length = {"ppg_only": max(0.8 * seconds, window.minimum_seconds), "one_lead": seconds + 1}.get(name, seconds)
         signal = np.stack([_channel(c, length, np.random.default_rng([number, i])) for i, c in enumerate(channels)])
         text = np.zeros(0, np.int32)
         if name == "ecg_ppg_text":

@@ -34,7 +34,7 @@ def head_to_torch(params: dict, prefix: str = "head") -> dict[str, np.ndarray]:
 def task_config(model: FineTuned) -> dict:
     """The "task" of config.json; plain values."""
     task, ours = model.task, model.config.adaptation
-    window = task.averaged(model.config.data.window)
+    window = task.crops_of(model.config.data.window)
     calibration = None
     if (fitted := model.calibrated) is not None:
         fields = ("temperature", "exclusive", "rule", "specificity", "recordings", "step")

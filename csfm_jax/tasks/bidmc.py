@@ -2,8 +2,10 @@
 
 from csfm_jax.tasks.task import Task
 
+_WHOLE = {"sensors": ("ppg",), "seconds": 10.0, "crops": 48}  # all eight minutes
+
 TASKS = (
-    Task("bidmc_heart_rate", "heart rate, beats a minute", ("heart_rate",), "regression", ("ppg",), crops=48),
-    Task("bidmc_respiration", "breaths a minute", ("respiration_rate",), "regression", ("ppg",), crops=48),
-    Task("bidmc_spo2", "oxygen saturation, %", ("spo2",), "regression", ("ppg",), crops=48),
+    Task("bidmc_heart_rate", "heart rate, beats a minute", ("heart_rate",), "regression", **_WHOLE),
+    Task("bidmc_respiration", "breaths a minute", ("respiration_rate",), "regression", **_WHOLE),
+    Task("bidmc_spo2", "oxygen saturation, %", ("spo2",), "regression", **_WHOLE),
 )

@@ -80,6 +80,9 @@ def check(config: "Config") -> None:
     if not ours.task and config.data.fold:
         expected = "none in pretraining, which leaves out the stores' own test subjects"
         raise BadInput("config.data.fold", repr(config.data.fold), expected, "leave it out; folds are of csfm finetune")
+    if config.data.window.crops and (not ours.task or tasks.get(ours.task).kind == "signal"):
+        found, expected = str(config.data.window.crops), "0: in pretraining and of signals nothing is averaged"
+        raise BadInput("config.data.window.crops", found, expected, "leave it out")
     if not ours.task:
         return
     kind = tasks.get(ours.task).kind

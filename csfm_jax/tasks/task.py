@@ -95,15 +95,12 @@ class Task:
         """Figures that the task is judged by, the first one first."""
         return METRICS[self.kind]
 
-    def windows(self, seconds: float) -> int:
-        """Windows of so many seconds whose predictions are averaged, at most: as much signal as with the task's own."""
-        return max(1, math.ceil(self.crops * self.seconds / seconds - 1e-6))
-
-    def averaged(self, window: WindowConfig) -> WindowConfig:
-        """The windows of a recording that predictions are averaged over, for a model that learned from `window`, whose
-        own number of crops comes before the task's."""
-        crops = 0 if self.kind == "signal" else window.crops or self.crops
-        most = max(crops, self.windows(window.seconds))
+    def crops_of(self, window: WindowConfig) -> WindowConfig:
+        """The windows of a recording that predictions are averaged over, for a model that learned from `window`: as
+        many as `window.crops` or else the task says; of shorter ones more, where these cover a recording."""
+        crops = self.crops if self.cut is not None else window.crops or self.crops
+        most = max(crops, math.ceil(self.crops * self.seconds / window.seconds - 1e-6))
+        crops = 0 if self.kind == "signal" else crops
         return dataclasses.replace(window, random_start=False, crops=crops, most_per_recording=most)
 
     def outputs(self, labels: tuple[str, ...]) -> tuple[str, ...]:

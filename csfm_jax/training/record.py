@@ -37,6 +37,7 @@ FREE = (
     "data.stores",
     "data.tokenizer",
     "data.workers",
+    "data.window.crops",
     "data.verify",
     "mesh",
     "encoder.attention",

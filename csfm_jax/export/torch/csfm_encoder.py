@@ -306,11 +306,12 @@ class CSFMEncoder(nn.Module):
         if seconds < least:
             raise Refused(f"signal: found {max(seconds, 0):g} s; expected {least:g} s or more; give a longer stretch")
         length, windows = min(longest, seconds), []
-        starts = [i * length for i in range(max(1, int(seconds / longest + 1e-6)))]
-        if task is not None:
+        if task is None:
+            starts = [i * length for i in range(max(1, int(seconds / longest + 1e-6)))]
+        else:
             spare = (seconds - length) * GRID  # in points of the grid
-            least = max(task["crops"], int(np.ceil(seconds / longest - 1e-6)))
-            many = min(least, int(spare + 1e-6) + 1, task["most_windows"])
+            wanted = max(task["crops"], int(np.ceil(seconds / longest - 1e-6)))
+            many = min(wanted, int(spare + 1e-6) + 1, task["most_windows"])
             starts = [begin + int(i * spare / max(1, many - 1) + 1e-6) / GRID for i in range(many)]
         for start in starts:
             window = []

@@ -122,7 +122,7 @@ class Predicts:
 
     @torch.no_grad()
     def predict(self, signal, rate, channels, unit="mV", *, mains=None):
-        """Preprocesses a raw recording and predicts the task's labels: the mean over its first windows.
+        """Preprocesses a raw recording and predicts the task's labels: the mean over its crops.
 
         Args: as of `CSFMEncoder.embed`. Sensors that the task does not read are left out.
 

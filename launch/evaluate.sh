@@ -45,9 +45,9 @@ studied=$(held "${STUDY_STORES:-ptbxl* simulated* cinc2015*}")
 tasks=${STUDY_TASKS:-$(tasks_of "$studied" 'ptbxl*/ptbxl_superclass,ptbxl_sex,ptbxl_age' \
   'simulated*/simulated_rhythm,simulated_heart_rate' 'cinc2015*/cinc2015_false_alarm')}
 sensors=${STUDY_SENSORS:-all}
-if [ -z "${STUDY_SENSORS:-}" ]; then # what no recording has is refused
-  [ -z "$(held 'ptbxl* simulated*')" ] || sensors+=,6,3,2,1
-  [ -z "$(held 'cinc2015* simulated*')" ] || sensors+=,ecg,ppg,ecg+ppg
+if [ -z "${STUDY_SENSORS:-}" ]; then # what no recording of any task has is refused
+  case $tasks in *ptbxl_* | *simulated_*) sensors+=,6,3,2,1 ;; esac
+  case $tasks in *cinc2015_* | *simulated_*) sensors+=,ecg,ppg,ecg+ppg ;; esac
 fi
 baselines=${BASELINES:-benchmark_s4,benchmark_net1d,trees}
 if [ -z "$studied" ] || [ -z "$tasks" ]; then

@@ -16,6 +16,7 @@ from small_stores import write_store
 from csfm_jax import cli, tasks
 from csfm_jax.evaluation import cell_tables, cells, decisions, prediction_files, sensors, study_models, study_results
 from csfm_jax.evaluation import study as study_lib
+from csfm_jax.evaluation.cell import Settings
 from data_pipelines.errors import BadInput
 from data_pipelines.preprocess import INVALID, PreparedRecording
 from data_pipelines.signals import CHANNEL_ID, modality_of
@@ -208,6 +209,7 @@ def test_a_complete_cell_is_not_run_again_and_a_missing_file_is_made(finished, p
 
 def test_tasks_of_different_stores_stand_in_one_table(place, tmp_path):
     """Each is read on the stores that have its labels, with the sensors that these have."""
+    shutil.copy(tiny.__file__, tmp_path)
     made = []
     for number in range(5000, 5048):
         one = beating(number, ("train", "validation", "test")[number // 2 % 3], ("I", "II"), False)
@@ -227,12 +229,25 @@ def test_tasks_of_different_stores_stand_in_one_table(place, tmp_path):
     assert found.to_dict() == {"simulated_rhythm": {"all", "2", "1", "ppg"}, "ptbxl_sex": {"all", "1"}}
     counted = main[main.sensors == "all"].groupby("task").cases.agg(lambda n: {*n}).to_dict()
     assert counted == {"simulated_rhythm": {40}, "ptbxl_sex": {16}}
-    for file in tmp_path.glob("study/cells/*/*/predictions/*.parquet"):
+    files = [*tmp_path.glob("study/cells/*/*/predictions/*.parquet")]
+    assert len(files) > 20
+    for file in files:
         only = "people/" if "ptbxl_sex" in file.parts else "beating/"
         assert all(key.startswith(only) for key in prediction_files.read(file).key)
     page = (tmp_path / "study" / "report.html").read_text()
     assert f"{toy} on fewer sensors" in page
     assert "ptbxl_sex: no recording has the sensors ppg" in page and "ptbxl_sex: 2 is the same as all" in page
+    assert "ptbxl_sex: read on people; the other stores have none of its labels" in page
+    (one, *_), (other, *_) = (
+        study_lib.plan(
+            Settings(f"{place / 'stores'},{tmp_path / 'people'}", open_stores(stores.removeprefix("--store="), "size"),
+                     [], 0, True, tmp_path / "features", 0, 0),
+            name, f"scratch:{tmp_path / 'tiny.py'}", "all", None, tmp_path / name,
+        ).cells
+        for name in ("simulated_rhythm", "ptbxl_sex")
+    )  # fmt: skip
+    assert one.config.data.stores == str(place / "stores" / "beating")  # and what it is taught on
+    assert other.config.data.stores == str(tmp_path / "people")
 
 
 def test_a_cell_that_fails_is_written_down_and_the_others_go_on(place, tmp_path, capsys):

@@ -152,6 +152,22 @@ def test_the_studies_find_their_stores(script):
     assert made["csfm_nano_others"].training.steps == 1500
 
 
+@pytest.mark.parametrize(
+    "environment, sensors",
+    [
+        ({"STUDY_TASKS": "ptbxl_superclass"}, "all,6,3,2,1"),
+        ({"STUDY_STORES": "ptbxl*"}, "all,6,3,2,1"),
+        ({"STUDY_STORES": "cinc2015*"}, "all,ecg,ppg,ecg+ppg"),
+        ({"STUDY_SENSORS": "all,2"}, "all,2"),
+    ],
+)
+def test_sensors_are_those_that_the_tasks_read(script, environment, sensors):
+    for name in ("ptbxl", "cinc2015"):
+        script.store(name, 10, name)
+    _, calls = script.run("evaluate.sh", "recordings", FOLDS="0", **environment)
+    assert studies(calls)["fixed"].sensors == sensors
+
+
 def test_folds_are_left_out_where_nothing_else_is_to_pretrain_on(script):
     script.store("ptbxl", 10, "ptbxl")
     output, calls = script.run("evaluate.sh", "recordings")
@@ -178,7 +194,7 @@ def test_where_nothing_can_be_studied_nothing_is_trained(script, environment):
     output, calls = script.run("evaluate.sh", "recordings", code=1, **environment)
     assert stages(calls) == ["prepare stores"] and "nothing was studied" in output and "STUDY_TASKS" in output
     _, calls = script.run("evaluate.sh", "recordings", STUDY_STORES="mine*", STUDY_TASKS="ptbxl_sex")
-    assert stages(calls)[-1] == "evaluate fixed" and studies(calls)["fixed"].sensors == "all"
+    assert stages(calls)[-1] == "evaluate fixed" and studies(calls)["fixed"].sensors == "all,6,3,2,1"
 
 
 def test_fine_tunings_of_a_study_that_is_told_nothing(script):

@@ -70,7 +70,7 @@ def test_a_baseline_brings_its_own_recipe():
     assert made.optimizer == config.optimizer and made.training.steps == 5
     assert (made.adaptation.task, made.adaptation.layer_decay) == ("ptbxl_superclass", 1.0)
     pretrained = finetune.recipe(configs.load("csfm_nano"), task, "stores", [], scratch=False)
-    assert (pretrained.data.window.seconds, pretrained.data.rows) == (10.0, 16)
+    assert (pretrained.data.window.seconds, pretrained.data.rows) == (9.0, 16)
     assert pretrained.adaptation.layer_decay == 0.75
     scratch = finetune.recipe(configs.load("csfm_nano"), task, "stores", [], scratch=True)
     assert scratch.adaptation.layer_decay == 1.0  # no layer was pretrained

@@ -119,8 +119,12 @@ def plan(
 
 
 def _of_task(settings: Settings, setup: TaskSetup) -> Settings:
-    """The settings with the stores as the task reads them."""
-    return dataclasses.replace(settings, stores=cut(setup.task, setup.stores), elsewhere=setup.elsewhere)
+    """The settings with the stores that the task reads, as it reads them."""
+    where = settings.where
+    if len(setup.stores) < len(settings.stores):
+        where = ",".join(str(store.path) for store in setup.stores)
+    stores = cut(setup.task, setup.stores)
+    return dataclasses.replace(settings, where=where, stores=stores, elsewhere=setup.elsewhere)
 
 
 def _check_fold(fold: str, stores: list[Store]) -> None:

@@ -101,6 +101,9 @@ def gather(study: Study, replicates: int, seed: int) -> Results:
     groups, curves, labelled, broken = [], {}, {}, {}
     for setup in study.tasks:
         notes += [f"{setup.task.name}: {label} is left out: {why}" for label, why in setup.resolved.left_out.items()]
+        if len(setup.stores) < len(study.settings.stores):
+            read = ", ".join(store.name for store in setup.stores)
+            notes.append(f"{setup.task.name}: read on {read}; the other stores have none of its labels")
         notes += [f"{setup.task.name}: no recording has the sensors {word}" for word in setup.absent]
         notes += [f"{setup.task.name}: {word} is the same as {before}" for word, before in setup.same.items()]
         notes += [f"{setup.task.name}: no test recording of {name} has its labels" for name in setup.unlabelled]

@@ -33,6 +33,8 @@ NAMES = {
     "root_mean_square_error": "RMSE", "correlation": "Pearson's r", "heart_rate_error": "heart rate error (1/min)",
 }  # fmt: skip
 
+_READINGS = ((TRAINED, "weights as they are"), (REFITTED, "probe or trees fitted again"))
+
 
 def write(results: Results, alike: dict[str, np.ndarray], target: Path) -> None:
     """Writes the page, whole or not at all. alike: task -> linear CKA of two models' layers."""
@@ -84,18 +86,22 @@ def _sensors(results: Results) -> str:
     words = list(dict.fromkeys(w for setup in setups for w in (*(s.word for s in setup.subsets), *setup.same)))
     columns, header = [], ["sensors"]
     for setup in setups:
-        for reading, told in ((TRAINED, "as it is"), (REFITTED, "probe fitted again")):
+        for reading, told in _READINGS:
             read = [setup.same.get(w, w) for w in words]
             found = [results.of(setup.task.name, w, TRAINED if w == ALL else reading) for w in read]
-            figures = [g.models[word].figures if g and word in g.models else None for g in found]
-            if any(f for w, f in zip(read, figures) if w != ALL or reading == TRAINED):
+            found = [g if g and word in g.models else None for g in found]
+            if any(g for w, g in zip(read, found) if w != ALL or reading == TRAINED):
                 main = task_figures.MAIN[setup.task.kind]
-                columns.append([_interval(f[main]) if f else "" for f in figures])
-                header.append(f"{setup.task.name}, {_name(main)}, {told}")
+                columns.append([_with_patients(g, g.models[word].figures[main]) if g else "" for g in found])
+                header.append(f"{setup.task.name}, {_name(main)}; {told}")
     if len(words) < 2 or not columns:
         return ""
     rows = [list(row) for row in zip(words, *columns)]
     return f"<h2>{markup.text(word)} on fewer sensors</h2>{markup.table(header, rows)}"
+
+
+def _with_patients(group: Group, value: Interval) -> str:
+    return f"{_interval(value)}, {group.patients:,} patients"
 
 
 def _left_out(results: Results) -> str:
@@ -186,7 +192,7 @@ def _pictures(group: Group) -> str:
 def _by_sensors(results: Results, setup: TaskSetup) -> str:
     """A heat map of the main figure over subsets of the sensors, for each way of reading them."""
     main, parts = task_figures.MAIN[setup.task.kind], []
-    for reading, told in ((TRAINED, "weights as they are"), (REFITTED, "probe or trees fitted again")):
+    for reading, told in _READINGS:
         # on all sensors there is nothing to be fitted again
         found = [results.of(setup.task.name, s.word, TRAINED if s.word == ALL else reading) for s in setup.subsets]
         groups = {group.subset.word: group for group in found if group is not None}

@@ -192,10 +192,12 @@ def check_splits(everyone: Recordings) -> None:
 
 
 def with_labels(task: Task, stores: list[Store]) -> list[Store]:
-    """The stores in which a recording has one of the task's labels; all of them where none has, which `resolve` refuses
-    by name, and of a task whose labels are not the recordings'."""
-    if task.kind == "signal" or task.cut is not None:
+    """The stores in which a recording has one of the task's labels, or a stretch to be labelled; all of them where none
+    has, which `resolve` refuses by name, and of a task of signals."""
+    if task.kind == "signal":
         return stores
+    if task.cut is not None:
+        return [s for s in stores if len((s if is_cut(s) else Stretches(s, task.cut)).index)] or stores
     tables = [store.labels() for store in stores]
     names = [{name for pattern in task.labels for name in _matching(table, pattern)} for table in tables]
     labelled = [any((~np.isnan(table[n])).any() for n in mine) for table, mine in zip(tables, names)]

@@ -18,7 +18,7 @@ from data_pipelines.errors import BadInput
 from data_pipelines.loader import pack_windows
 from data_pipelines.recording import Recording
 from data_pipelines.signals import CHANNEL_ID, CHANNELS, modality_of
-from data_pipelines.windows import samples_in
+from data_pipelines.windows import row_length, samples_in
 
 _MOST_ROWS = 16  # windows of a long recording that are encoded at once; bounds memory
 
@@ -188,11 +188,10 @@ class LoadedEncoder:
         """Shape of batches that hold windows of up to `longest` tokens, all of them visible.
 
         Attention over a row that is seen whole costs its length squared, so rows are as short as the longest window
-        allows (a multiple of 128, as kernels like it), and as many as make the batch as large as in training, and as
-        the devices divide.
+        allows, and as many as make the batch as large as in training, and as the devices divide.
         """
         data = self.config.data
-        tokens = -(-longest // 128) * 128
+        tokens = row_length(longest, data.row_windows)
         rows = max(1, data.rows * data.row_visible // tokens) if data.row_visible else data.rows
         return {"rows": self._pooled.rows(rows), "row_tokens": tokens, "row_windows": data.row_windows}
 
@@ -232,15 +231,15 @@ class LoadedEncoder:
         )
 
     def _one_a_row(self, windows: list[Window], words: np.ndarray) -> TokenBatch:
-        """Each window in a row of its own. Rows are as long as the longest window asks, up to the next multiple of 64,
-        and as many as the next power of two, so that recordings of one kind share a compiled program."""
+        """Each window in a row of its own, and as many rows as the next power of two, so that recordings of one kind
+        share a compiled program."""
         tokens = self.config.tokens
         most = max(sum(len(x) // tokens.patch[modality_of(c).name] for c, x in window.channels) for window in windows)
         (batch,) = pack_windows(
             [w.channels for w in windows],
             tokens,
             rows=1 << (len(windows) - 1).bit_length(),
-            row_tokens=-(-(1 + most + len(words)) // 64) * 64,
+            row_tokens=row_length(1 + most + len(words)),
             row_windows=1,
             texts=[words] * len(windows),
         )

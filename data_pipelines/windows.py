@@ -110,6 +110,16 @@ def capacities(tokens: TokenConfig, data: DataConfig) -> tuple[int, int, int]:
     return data.row_tokens, data.row_visible or min(int(free), data.row_tokens), data.row_windows
 
 
+def row_length(longest: int, row_windows: int = 1) -> int:
+    """Tokens of a row that has to hold windows of up to `longest` tokens: the next multiple of 32.
+
+    Few lengths, so that recordings of one kind share a compiled program, and little padding: attention kernels that
+    want multiples of 128 pad for themselves, and the other layers need not. Where several windows may share a row it
+    has 128 at least, so that short ones do.
+    """
+    return max(-(-int(longest) // 32) * 32, 128 if row_windows > 1 else 0)
+
+
 def check(tokens: TokenConfig, data: DataConfig) -> None:
     """Refuses configs that no store can satisfy; `masking.check` does the masks.
 

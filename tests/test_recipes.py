@@ -16,6 +16,7 @@ from csfm_jax.commands import finetune
 from csfm_jax.config import OptimizerConfig, TrainingConfig
 from csfm_jax.evaluation import study
 from csfm_jax.evaluation.cell import Settings
+from csfm_jax.evaluation.predictions import Split
 from csfm_jax.models import config as model_config
 from csfm_jax.tasks.config import AdaptationConfig
 from csfm_jax.tasks.resolve import resolve
@@ -23,7 +24,7 @@ from csfm_jax.training import best, checkpoint
 from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.subjects import PUBLIC_KEY, fingerprint
-from data_pipelines.windows import fixed_starts
+from data_pipelines.windows import fixed_starts, row_length
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("benchmark_finetuned", "benchmark_frozen", "benchmark_linear", "csfm_published")
@@ -137,6 +138,17 @@ def test_a_command_teaches_by_a_recipe_and_goes_on_with_it(toy, tiny_stores, tmp
     assert cli.main(words) == 0 and "steps: 2 done of 2" in capsys.readouterr().out
     assert cli.main([*words, "--config.optimizer.decay=cosine"]) == 2
     assert "config.optimizer.decay = cosine (was linear)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_predictions_are_read_in_rows_as_of_training_unless_these_are_too_short(short, toy, store, tmp_path):
+    config = of_store(made("benchmark_linear", base=encoding.about(toy).config), store)
+    longest = int(Split(config, [store], "test", tmp_path).table.tokens.max())
+    assert config.data.row_tokens == row_length(longest) > longest
+    rows = longest - short
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, row_tokens=rows, row_visible=rows))
+    batch = next(Split(config, [store], "test", tmp_path).batches())
+    assert batch.channel.shape[1] == (row_length(longest) if short else longest)
 
 
 def test_the_command_line_beats_a_recipe(store):

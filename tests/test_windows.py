@@ -15,7 +15,15 @@ from data_pipelines.config import DataConfig, MaskConfig, TokenConfig, WindowCon
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNEL_ID, MODALITIES, modality_of
 from data_pipelines.suggest import GOOD_FILL, suggest
-from data_pipelines.windows import GRID, capacities, epoch_windows, fixed_starts, signal_tokens, used_channels
+from data_pipelines.windows import (
+    GRID,
+    capacities,
+    epoch_windows,
+    fixed_starts,
+    row_length,
+    signal_tokens,
+    used_channels,
+)
 
 SETS = (tuple(range(1, 13)), (2, CHANNEL_ID["PPG"], CHANNEL_ID["RESP"]), (CHANNEL_ID["PPG"],), (CHANNEL_ID["EEG C4"],))
 TOKENS = TokenConfig(modalities=("ecg", "ppg", "resp"))
@@ -166,6 +174,12 @@ def test_sizes_with_text():
     assert list(table.visible[order]) == [1 + 300 + 4, 1 + 52 + 32, 1 + 25]  # halves go to the even number
     assert list(take([store]).text_tokens[order]) == [64, 64, 0]  # unknown counts: room for the longest
     assert not take([store], tokens=replace(TOKENS, text_length=0)).text_tokens.any()
+
+
+@pytest.mark.parametrize(("longest", "row"), [(1, 32), (32, 32), (33, 64), (217, 224)])
+def test_rows_are_hardly_longer_than_the_longest_window(longest, row):
+    assert row_length(np.int64(longest)) == row
+    assert row_length(longest, row_windows=2) == max(row, 128)
 
 
 def test_channels_that_the_config_leaves_out():

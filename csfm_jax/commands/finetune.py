@@ -177,22 +177,23 @@ def _with_usual(config: Config, given: set[str]) -> Config:
 
 
 def with_rows(config: Config, stores) -> Config:
-    """Rows as long as the longest window asks for, to the next multiple of 128 (as kernels like it), unless
-    `data.row_tokens` is given; every token is visible. Where signals are predicted, only the inputs are: then as many
-    as these take of such a row on average, unless `data.row_visible` is given."""
+    """Rows as long as the longest window asks for, unless `data.row_tokens` is given; every token is visible. Where
+    signals are predicted, only the inputs are: then as many as these take of such a row on average, unless
+    `data.row_visible` is given."""
     from csfm_jax.tasks.resolve import read_stores, read_tokens
     from data_pipelines import windows
 
     data, signal = config.data, config.objective.name == "translation"
     if not data.row_tokens or signal:
-        any_length = dataclasses.replace(data, row_tokens=2)
-        table = windows.epoch_windows(read_stores(config, stores), read_tokens(config), any_length, "train", 0)
-        row = data.row_tokens or -(-int(table.tokens.max()) // 128) * 128
+        # every recording that an epoch may hold, whichever the first one does
+        every = dataclasses.replace(data, row_tokens=2, weights={}, quality_weight=False)
+        table = windows.epoch_windows(read_stores(config, stores), read_tokens(config), every, "train", 0)
+        row = data.row_tokens or windows.row_length(table.tokens.max(), data.row_windows)
         data = dataclasses.replace(data, row_tokens=row)
         if signal and not data.row_visible:
             share = table.visible.sum(dtype=float) / table.tokens.sum(dtype=float)
             visible = max(int(table.visible.max()), int(share * row))
-            data = dataclasses.replace(data, row_visible=min(row, -(-visible // 128) * 128))
+            data = dataclasses.replace(data, row_visible=min(row, windows.row_length(visible)))
     if signal:
         return dataclasses.replace(config, data=data)
     return dataclasses.replace(config, data=dataclasses.replace(data, row_visible=data.row_tokens))

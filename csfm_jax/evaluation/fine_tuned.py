@@ -27,7 +27,7 @@ from data_pipelines.errors import BadInput
 from data_pipelines.loader import pack_windows
 from data_pipelines.signals import modality_of
 from data_pipelines.store import Store, check_spec
-from data_pipelines.windows import fixed_starts
+from data_pipelines.windows import fixed_starts, row_length
 
 
 @partial(jax.jit, static_argnums=0)  # compiled once a network, however many splits and sensor subsets it reads
@@ -120,8 +120,7 @@ class FineTuned(NamedTuple):
         starts, length = fixed_starts(self.task.crops_of(self.config.data.window), made.seconds)
         windows = [reader.window_at(made, float(start), length).channels for start in starts]
         longest = 1 + max(sum(len(x) // tokens.patch[modality_of(c).name] for c, x in w) for w in windows)
-        # to the next 64, so that recordings of one kind share a compiled program
-        shape = {"rows": len(windows), "row_tokens": -(-longest // 64) * 64, "row_windows": 1}
+        shape = {"rows": len(windows), "row_tokens": row_length(longest), "row_windows": 1}
         (batch,) = pack_windows(windows, tokens, **shape)
         there = np.argsort(batch.window[:, 0])[np.count_nonzero(batch.window[:, 0] < 0) :]
         if not len(there):

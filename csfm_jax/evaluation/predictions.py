@@ -55,12 +55,13 @@ class Split:
         self._share, self._plans_dir, self._labels = (number, parts), plans_dir, config.adaptation.labels
         self.table = windows.epoch_windows(self._stores, self._tokens, self._data, split, 0)
         # other stores than those of the training may have more leads, hence longer windows
-        longest = -(-int(self.table.tokens.max()) // 128) * 128
-        if longest > self._data.row_tokens:
+        if (longest := int(self.table.tokens.max())) > self._data.row_tokens:
+            longest = windows.row_length(longest, self._data.row_windows)
             self._data = dataclasses.replace(self._data, row_tokens=longest, row_visible=longest)
         self._measured = task.kind == "signal"
         if self._measured and (seen := int(self.table.visible.max())) > self._data.row_visible:
-            self._data = dataclasses.replace(self._data, row_visible=-(-seen // 128) * 128)
+            visible = min(windows.row_length(seen), self._data.row_tokens)
+            self._data = dataclasses.replace(self._data, row_visible=visible)
 
     def batches(self) -> Iterator[TokenBatch]:
         """This process's part of every batch."""

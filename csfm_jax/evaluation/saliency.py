@@ -21,6 +21,7 @@ from data_pipelines.batch import TokenBatch
 from data_pipelines.errors import BadInput
 from data_pipelines.loader import pack_windows
 from data_pipelines.signals import modality_of
+from data_pipelines.windows import row_length
 
 STEPS = 64
 _CORNER = np.sqrt(1e-5)  # of a patch's LayerNorm (`models.layers.layer_norm`), in deviations
@@ -57,8 +58,7 @@ def explain(model: FineTuned, window: list[tuple[int, np.ndarray]], output: int,
     tokens = read_tokens(model.config)
     longest = 1 + sum(len(x) // tokens.patch[modality_of(c).name] for c, x in window
                       if modality_of(c).name in tokens.modalities)  # fmt: skip
-    # to the next 64, so that recordings of one kind share a compiled program
-    shape = {"rows": 1, "row_tokens": -(-longest // 64) * 64, "row_windows": 1}
+    shape = {"rows": 1, "row_tokens": row_length(longest), "row_windows": 1}
     batches = pack_windows([window], tokens, **shape) if longest > 1 else []
     if not batches or batches[0].window[0, 0] < 0:
         return None

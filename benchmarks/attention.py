@@ -15,6 +15,8 @@ CASES = {
     "512 tokens, windows of 75": (512, [75] * 6),
     "512 tokens, windows of 26": (512, [26] * 19),
     "320 tokens, one window": (320, [316]),
+    "224 tokens, one window": (224, [217]),
+    "128 tokens, one window": (128, [121]),
 }
 SIZES = ((4, 12, 64), (8, 4, 32))  # rows, heads, head_dim
 

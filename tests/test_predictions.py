@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
@@ -155,6 +155,15 @@ def test_validation_while_learning_tells_the_best_macro_f1():
     chosen = np.eye(2)[(truth := rng.integers(0, 2, 40))]
     found = figures(Task("t", "", names, "multiclass"), names, predictions(values, chosen), task_figures.validated_by)
     assert found["macro_f1"] == pytest.approx(f1_score(truth, values.argmax(1), average="macro"))
+
+
+def test_recordings_that_a_probe_is_sure_of_are_still_told_apart():
+    log_odds = np.array([0.0, 1.0, 18.0, 20.0, 25.0])
+    number, split = np.arange(5), np.array([0, 1, 2, 2, 2])
+    table = tabular.Table(number * 0, number, number * 0 + 1, log_odds[:, None])
+    known = tabular.Known(table, number, split, np.zeros((5, 1)))
+    ((_, test),) = tabular.fitted(lambda train, validation, asked: expit(asked.features), known, [known])
+    assert (np.diff(test.values[:, 0]) > 0).all()
 
 
 @pytest.mark.parametrize("fit", [tabular.linear, lambda task: tabular.boosted(task, 0)], ids=["linear", "trees"])

@@ -25,8 +25,8 @@ class Predictions(NamedTuple):
     Attributes:
         store, recording: int [n], position in the list of stores and row of that store's index.
         windows: int [n], crops that were averaged.
-        values: float32 [n, outputs], as the objective's `predict` gives them. labels: float32 [n, K], NaN = not
-            labelled; of a signal task, windows in which each of the K channels was compared.
+        values: [n, outputs], float32 as the objective's `predict` gives them, float64 of probes and trees.
+        labels: [n, K], NaN = not labelled; of a signal task, windows in which each of the K channels was compared.
     """
 
     store: np.ndarray

@@ -80,7 +80,8 @@ def fitted(fit: Fit, on: Known, asked: list[Known], train: np.ndarray | None = N
     with threadpool_limits(None if len(train) >= _THREADED_CASES else 1, user_api="blas"):
         values = fit(on.cases(train), on.cases(on.labelled(1)), whole)
     parts = np.split(values, np.cumsum([len(r) for r in rows])[:-1])
-    each = [table.predicted(r, part.astype(np.float32)) for table, r, part in zip(owner, rows, parts)]
+    # in float64: a probe that is read on fewer sensors may be so sure of every recording that float32 has one value
+    each = [table.predicted(r, part) for table, r, part in zip(owner, rows, parts)]
     return [each[i : i + 2] for i in range(0, len(each), 2)]
 
 

@@ -20,7 +20,7 @@ LOWER_IS_BETTER = ("mean_absolute_error", "z_error", "brier", "calibration_error
                    "calibration_error_scaled", "root_mean_square_error", "heart_rate_error")  # fmt: skip
 MAIN = {"multilabel": "macro_auroc", "multiclass": "macro_auroc", "regression": "z_error", "survival": "concordance",
         "signal": "correlation"}  # fmt: skip
-_CERTAIN = 1e-7  # predictions are kept as float32: beyond, a probability is 0 or 1
+_CERTAIN = 1e-7  # networks predict in float32: beyond, a probability is 0 or 1
 
 
 class Figures:

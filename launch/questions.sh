@@ -3,7 +3,7 @@
 # and what twelve leads bring to one. csfm_nano is pretrained in several ways for equally many steps; each is read by a
 # linear probe and compared, patient by patient, with its question's default.
 # usage: questions.sh RUN_FOLDER [--config.x.y=... of every pretraining]
-# RUN_FOLDER/stores are those of evaluate.sh. A stage that is done is not done again; STEPS=500 for each of the nine
+# RUN_FOLDER/stores are those of evaluate.sh. A stage that is done is not done again; STEPS=500 for each of the eleven
 # pretrainings is about half an hour on two cores. Another number of steps needs another QUESTIONS folder.
 set -euo pipefail
 run=$1
@@ -30,13 +30,18 @@ pretrain() { # NAME, STORES, and how it differs from the default
     ${overrides[@]+"${overrides[@]}"}
 }
 
-study() { # NAME, STORES, TASKS, SENSORS, pretrainings: the first is what the others are compared with
-  local name=$1 from=$2 tasks=$3 sensors=$4 models='' one
+study() { # NAME, STORES, TASKS, words, pretrainings: the first is what the others are compared with
+  local name=$1 from=$2 tasks=$3 more models='' one
+  read -r -a more <<<"$4"
   shift 4
   say "$name: $*"
   for one in "$@"; do models+=linear:$work/$one,; done
-  csfm evaluate --tasks="$tasks" --store="$from" --workdir="$work/$name" --sensors="$sensors" \
+  csfm evaluate --tasks="$tasks" --store="$from" --workdir="$work/$name" "${more[@]}" \
     --models="${models}random:$work/$1" || failed=$?
+}
+
+but() { # STORES: all stores without these
+  comm -23 <(held '*' | tr , '\n' | sort) <(tr , '\n' <<<"$1" | sort) | paste -sd, -
 }
 
 # how often each of several stores' recordings are taken, so that an epoch has as many windows as the first store's
@@ -87,19 +92,26 @@ if [ -n "$one" ] && [ "$several" != "$one" ]; then
 else
   say "no second source of twelve leads: one source against several is left out"
 fi
+read_on_pulse=(default ecg ppg) pulse_words=--sensors=all,ecg,ppg elsewhere=$stores
+if [ -n "$pulse_stores" ] && [ -n "$(held "${PULSE_SOURCES:-bidmc*}")" ]; then
+  # so few people have alarms that they are read in folds, by networks that have seen none of them
+  read_on_pulse=(default_elsewhere ecg_elsewhere ppg_elsewhere) pulse_words+=" --folds=5" elsewhere=$(but "$pulse_stores")
+  pretrain default_elsewhere "$elsewhere"
+  pretrain ecg_elsewhere "$elsewhere" --config.tokens.modalities='("ecg",)'
+fi
 if [ -n "$pulse_stores" ]; then
   # a pulse has few tokens: as many windows a row as fill it
-  pretrain ppg "$stores" --config.tokens.modalities='("ppg",)' --config.data.row_windows=30
+  pretrain "${read_on_pulse[2]}" "$elsewhere" --config.tokens.modalities='("ppg",)' --config.data.row_windows=30
 fi
 
 if [ -n "$ecg_stores" ]; then
-  study read_on_ecg "$ecg_stores" "$ecg_tasks" all,1 "${read_on_ecg[@]}"
+  study read_on_ecg "$ecg_stores" "$ecg_tasks" --sensors=all,1 "${read_on_ecg[@]}"
 fi
 if [ -n "${from:-}" ]; then # with the difference of the two, and sex and age of the other sources' people as well
-  study sources "$several" "$ecg_tasks" all,1 several_sources one_source
+  study sources "$several" "$ecg_tasks" --sensors=all,1 several_sources one_source
 fi
 if [ -n "$pulse_stores" ]; then
-  study read_on_pulse "$pulse_stores" "$pulse_tasks" all,ecg,ppg default ecg ppg
+  study read_on_pulse "$pulse_stores" "$pulse_tasks" "$pulse_words" "${read_on_pulse[@]}"
 else
   say "no store with ECG and PPG that a task reads: whether both are better than one is left out"
 fi

@@ -105,7 +105,21 @@ def test_questions_over_several_sources(script):
     assert read["read_on_ecg"].sensors == "all,1" and read["read_on_ecg"].store == str(stores / "ptbxl")
     assert read["sources"].models.startswith(f"linear:{work / 'several_sources'},linear:{work / 'one_source'},")
     assert read["sources"].tasks == read["read_on_ecg"].tasks and read["sources"].store.count(",") == 2
-    assert f"linear:{work / 'ppg'}" in read["read_on_pulse"].models
+    assert f"linear:{work / 'ppg'}" in read["read_on_pulse"].models and not read["read_on_pulse"].folds
+
+
+def test_alarms_are_read_in_folds_where_another_source_has_a_pulse(script):
+    for name in ("ptbxl", "cinc2015", "bidmc"):
+        script.store(name, 10, name)
+    _, calls = script.run("questions.sh")
+    made, read = pretrainings(calls), studies(calls)["read_on_pulse"]
+    stores, work = script.folder / "run" / "stores", script.folder / "run" / "questions"
+    names = ["default_elsewhere", "ecg_elsewhere", "ppg_elsewhere"]
+    assert list(made)[-3:] == names and "ppg" not in made
+    assert {made[name].data.stores for name in names} == {f"{stores / 'bidmc'},{stores / 'ptbxl'}"}
+    assert [made[name].tokens.modalities for name in names] == [("ecg", "ppg"), ("ecg",), ("ppg",)]
+    assert (read.folds, read.sensors, read.store) == (5, "all,ecg,ppg", str(stores / "cinc2015"))
+    assert read.models.split(",")[:3] == [f"linear:{work / name}" for name in names]
 
 
 def test_a_single_store_is_asked_what_it_can_answer(script):

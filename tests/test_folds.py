@@ -233,6 +233,7 @@ def test_files_of_folds_keep_the_columns_that_all_have(tmp_path):
     for name, columns, patients in (("one", ["a", "b"], 4), ("two", ["b"], 6)):
         made = {"store": ["s"], "recording": [name], "subject": [name], "windows": [1]}
         made |= {f"{kind}/{c}": [0.5] for kind in ("prediction", "label") for c in columns}
+        made["prediction/b"] = pa.array([0.5], pa.float32() if name == "one" else pa.float64())
         kept = {"csfm": json.dumps({"train_patients": patients})}
         pq.write_table(pa.table(made).replace_schema_metadata(kept), tmp_path / name)
     prediction_files.join([tmp_path / "one", tmp_path / "two"], tmp_path / "both")

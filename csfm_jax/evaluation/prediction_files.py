@@ -95,7 +95,8 @@ def join(files: list[Path], target: Path) -> None:
     told = {"csfm": json.dumps(every[0] | means)}
     parts = [table.select(names).append_column("fold", pa.array(np.full(len(table), number, np.int32)))
              for number, table in enumerate(tables, 1)]  # fmt: skip
-    whole = pa.concat_tables([part.replace_schema_metadata(told) for part in parts])
+    # of a study that was begun earlier some may be float32
+    whole = pa.concat_tables([part.replace_schema_metadata(told) for part in parts], promote_options="permissive")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     pq.write_table(whole, partial)

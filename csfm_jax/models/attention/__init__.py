@@ -14,7 +14,7 @@ BACKENDS = {
     "triton": triton.attend,
     "cudnn": cudnn.attend,  # to be measured: "auto" never takes it
 }
-SHORT = 128  # tokens; in such rows "blocks" loses to one product of all pairs, by a third where windows are short, too
+SHORT = 160  # tokens; in rows of 128 "blocks" loses to one product of all pairs, from 192 on it wins
 SHORT_GPU = 512  # keys; not measured, for want of a GPU: a guess of where the matrix of all pairs is still small
 _NEEDS = {
     "splash": "a TPU",

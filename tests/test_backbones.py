@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from csfm_jax import sharding
 from csfm_jax.config import Config, find, from_dict, load
-from csfm_jax.models import backbone_config, flops
+from csfm_jax.models import backbone_config, convolution, flops
 from csfm_jax.models import config as model_config
 from csfm_jax.models.backbones import build_encoder
 from csfm_jax.models.encoder import Encoder
@@ -71,6 +72,24 @@ def test_the_end_of_a_window_is_not_the_room_that_the_model_has():
     longer = dataclasses.replace(config.data.window, seconds=2 * config.data.window.seconds)
     longer = dataclasses.replace(config, data=dataclasses.replace(config.data, window=longer))
     np.testing.assert_allclose(embeddings(longer, [one])[0][0], embeddings(config, [one])[0][0], atol=2e-5)
+
+
+@pytest.mark.parametrize("stride, length", [(1, 9), (2, 9), (2, 16), (3, 2)])
+def test_a_grouped_convolution_has_the_gradients_of_xla(stride, length):
+    rng = np.random.default_rng(stride)
+    x, kernel = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((2, length, 12), (5, 3, 8)))
+
+    def gradients(form=None):
+        def loss(kernel, x):
+            one = convolution.conv(12, 8, 5, stride=stride, groups=4, dtype=jnp.float32, rngs=nnx.Rngs(0))
+            one.kernel[...], one.conv_general_dilated = kernel, form or one.conv_general_dilated
+            assert one(x).shape == (2, -(-length // stride), 8)
+            return jnp.square(one(x)).sum()
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(kernel, x)
+
+    for ours, theirs in zip(gradients(), gradients(jax.lax.conv_general_dilated), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_scan_and_convolution_are_one_model():

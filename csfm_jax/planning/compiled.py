@@ -100,7 +100,7 @@ def lowered_step(config: Config, plan: Blueprint, mesh: jax.sharding.Mesh) -> ja
 
 def for_tpu(config: Config) -> Config:
     """The config with "auto" resolved as on a TPU: this process runs elsewhere."""
-    if config.encoder.attention != "auto":
+    if config.encoder.attention != "auto" or config.backbone.name != "transformer":
         return config
     return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, attention="splash"))
 

@@ -1,5 +1,7 @@
 """Classical features of real recordings against what is known of them, and trees on data with a known answer."""
 
+import functools
+
 import numpy as np
 import pytest
 from small_stores import recording, write_store
@@ -196,6 +198,13 @@ def test_the_best_size_by_validation_is_taken(monkeypatch):
         monkeypatch.setattr(trees, "LEAVES", (leaves,))
         alone.append(trees.labels(*parts).validation[0])
     assert alone[0] != alone[1] and both.validation[0] == min(alone)
+
+
+def test_recordings_of_which_nothing_is_measured_are_refused_by_name(few_trees):
+    nothing = Cases(np.full((30, 4), np.nan), np.arange(30.0)[:, None] % 2)
+    for fit in (trees.labels, trees.values, functools.partial(trees.classes, number=2)):
+        with pytest.raises(BadInput, match="features of the train recordings: found none measured"):
+            fit(nothing, nothing, nothing)
 
 
 def test_a_small_train_set_still_splits(few_trees):

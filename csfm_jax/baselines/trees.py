@@ -12,6 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from csfm_jax.evaluation.probes import Cases
+from data_pipelines.errors import BadInput
 
 TREES, LEAVES, RATE = 200, (4, 31), 0.1
 _THREADED_CASES = 10_000
@@ -125,9 +126,16 @@ def _settings(cases: int, seed: int) -> dict:
 
 
 def _tuned(model: type, seed: int, train, validation, test_x, staged: str, loss: Callable) -> Forest:
-    """Fits every size, reads the validation loss after each tree, and answers with the best of all of them."""
+    """Fits every size, reads the validation loss after each tree, and answers with the best of all of them.
+
+    Raises:
+        BadInput: no train case has a feature.
+    """
     # scikit-learn finds no bins for a feature that no train case has (of a sensor that none of them wore)
     there = ~np.isnan(train[0]).all(axis=0)
+    if not there.any():
+        expected = "a beat, pulse or breath in one of them"
+        raise BadInput("features of the train recordings", "none measured", expected, "leave the trees out")
     train, validation, test_x = (
         (train[0][:, there], train[1]),
         (validation[0][:, there], validation[1]),

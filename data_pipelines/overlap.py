@@ -210,9 +210,14 @@ def _limited(counts: np.ndarray, channel: int, invalid: float = _MOST_INVALID) -
         return None
     x = np.where(bad, np.median(counts[~bad]), counts).astype(np.float64)
     x = dsp.resample_poly(x, _RATE, modality.rate, padtype="line")
-    sections = dsp.butter(2, (low, min(high, 0.45 * modality.rate)), "bandpass", fs=_RATE, output="sos")
-    y = dsp.sosfiltfilt(sections, x)
+    y = dsp.sosfiltfilt(_band_pass(low, min(high, 0.45 * modality.rate)), x)
     return y.astype(np.float32) if np.abs(y).max() > 0 else None
+
+
+@lru_cache(maxsize=64)
+def _band_pass(low: float, high: float) -> np.ndarray:
+    """Second-order sections at `_RATE`; their design takes as long as the filtering of ten seconds."""
+    return dsp.butter(2, (low, high), "bandpass", fs=_RATE, output="sos")
 
 
 def _vectors(x: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray]:

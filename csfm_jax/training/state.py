@@ -108,15 +108,17 @@ def blueprint(config: Config, optimizer: optax.GradientTransformation, mesh: Mes
     def trained(params: dict) -> dict:
         return {name: part for name, part in params.items() if name not in frozen}
 
-    def build() -> TrainState:
-        pure = nnx.to_pure_dict(nnx.state(objective()))
+    def first(pure: dict) -> TrainState:
         zero = jnp.zeros((), jnp.int32)
         # copies: the step donates its state, and no buffer can be given away twice
         average = jax.tree.map(jnp.copy, pure) if config.training.ema else None
         return TrainState(pure, optimizer.init(trained(pure)), zero, zero, zero, jnp.zeros((), jnp.float32), average)
 
+    def build() -> TrainState:
+        return first(nnx.to_pure_dict(nnx.state(objective())))
+
     with sharding.use(mesh):
-        shapes = jax.eval_shape(build)
+        shapes = jax.eval_shape(first, nnx.to_pure_dict(params))  # without tracing the objective once more
     # moments lie where their parameters lie; everything else (counters) is whole on every device
     of_optimizer = optax.tree_utils.tree_map_params(
         optimizer,

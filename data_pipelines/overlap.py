@@ -216,7 +216,7 @@ def _limited(counts: np.ndarray, channel: int, invalid: float = _MOST_INVALID) -
 
 @lru_cache(maxsize=64)
 def _band_pass(low: float, high: float) -> np.ndarray:
-    """Second-order sections at `_RATE`; their design takes as long as the filtering of ten seconds."""
+    """Second-order sections at `_RATE`; their design takes longer than the filtering of ten seconds."""
     return dsp.butter(2, (low, high), "bandpass", fs=_RATE, output="sos")
 
 

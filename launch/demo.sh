@@ -17,7 +17,9 @@ if [ -n "$recordings" ]; then
 else
   source=simulated:subjects=240 steps=650 drawn=simulated:subjects=1,seed=3 labels='rhythm/*,heart_rate' key=()
 fi
-train=(csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" --config.training.steps="$steps")
+stopped=75 # what a run that a signal has stopped ends with: the stages after it would read what is half trained
+train=(csfm train --config=csfm_nano --workdir="$work" --config.data.stores="$stores" --config.training.steps="$steps"
+  --stopped-code="$stopped")
 
 say "recordings -> store"
 csfm prepare --source="$source" --output="$stores" --keep-reports ${key[@]+"${key[@]}"}
@@ -31,7 +33,7 @@ if [ -z "$(step)" ]; then
   "${train[@]}" & training=$!
   until reached 100 || ! kill -0 $training 2>/dev/null; do sleep 1; done
   kill -TERM $training 2>/dev/null && say "SIGTERM: it saves and stops; the same command resumes"
-  wait $training
+  wait $training || [ $? -eq "$stopped" ]
 fi
 "${train[@]}"
 

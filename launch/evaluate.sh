@@ -2,7 +2,7 @@
 # Studies of csfm_nano: pretrained on train subjects, then compared with baselines on test subjects; and pretrained
 # without the studied people's sources, then compared in folds of these people.
 # usage: evaluate.sh RUN_FOLDER RECORDINGS [--config.x.y=... of the fine-tunings, in place of those below]
-# A stage that is done is not done again.
+# A stage that is done is not done again. A signal ends it with code 75, and what it has begun goes on next time.
 # RECORDINGS holds PTB-XL, for the alarms the training set of the CinC Challenge 2015, and for the folds other sources
 # of ECGs, as downloaded; or it is a simulated cohort.
 set -euo pipefail
@@ -25,14 +25,14 @@ mkdir -p "$run"
 say() { printf '\n== %s\n' "$*"; }
 
 pretrain() { # NAME, STORES, and words
-  csfm train --config=csfm_nano --workdir="$run/$1" --config.data.stores="$2" "${@:3}"
+  csfm train --config=csfm_nano --workdir="$run/$1" --config.data.stores="$2" --stopped-code="$stopped" "${@:3}"
 }
 
 study() { # NAME, pretraining, and words
   local work=$run/$2
   csfm evaluate --workdir="$run/$1" --workers="$workers" --tasks="$tasks" --store="$studied" \
     --models="linear:$work,attention:$work,finetuned:$work,scratch:csfm_nano,random:csfm_nano,$baselines" \
-    "${@:3}" "${fine_tuning[@]}" || failed=$?
+    --stopped-code="$stopped" "${@:3}" "${fine_tuning[@]}" || ended $?
 }
 
 say "recordings -> store"
@@ -54,7 +54,6 @@ if [ -z "$studied" ] || [ -z "$tasks" ]; then
   say "nothing was studied: $stores holds neither PTB-XL nor alarms; name stores and their tasks in STUDY_STORES and STUDY_TASKS"
   exit 1
 fi
-failed=0
 
 say "pretraining, on train subjects"
 pretrain csfm_nano "$stores" "${pretraining[@]}"

@@ -1,5 +1,13 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2034,SC2154
 # Sourced by evaluate.sh and questions.sh, which set $stores: a folder of stores, or of a single source the store itself.
+
+stopped=75 # what a command that a signal has stopped ends with: the next one would read what it left unfinished
+failed=0   # the last failure of a study, whose other figures stand
+
+ended() { # CODE of a study
+  [ "$1" -ne "$stopped" ] || exit "$1"
+  failed=$1
+}
 
 name_of() { sed -n 's/^"name": "\(.*\)",*$/\1/p' "$1/manifest.json"; } # STORE
 

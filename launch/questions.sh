@@ -3,7 +3,8 @@
 # and what twelve leads bring to one. csfm_nano is pretrained in several ways for equally many steps; each is read by a
 # linear probe and compared, patient by patient, with its question's default.
 # usage: questions.sh RUN_FOLDER [--config.x.y=... of every pretraining]
-# RUN_FOLDER/stores are those of evaluate.sh. A stage that is done is not done again; STEPS=500 for each of the eleven
+# RUN_FOLDER/stores are those of evaluate.sh. A stage that is done is not done again, and a signal ends it with code 75,
+# as there; STEPS=500 for each of the eleven
 # pretrainings is about half an hour on two cores. Another number of steps needs another QUESTIONS folder.
 set -euo pipefail
 run=$1
@@ -26,7 +27,7 @@ pretrain() { # NAME, STORES, and how it differs from the default
   say "pretraining: $name"
   csfm train --config=csfm_nano --workdir="$work/$name" --config.data.stores="$from" \
     --config.tokens.modalities='("ecg", "ppg")' --config.training.steps="$steps" \
-    --config.optimizer.warmup_steps=$((steps / 5)) --config.training.save_every=100 "$@" \
+    --config.optimizer.warmup_steps=$((steps / 5)) --config.training.save_every=100 --stopped-code="$stopped" "$@" \
     ${overrides[@]+"${overrides[@]}"}
 }
 
@@ -36,8 +37,8 @@ study() { # NAME, STORES, TASKS, words, pretrainings: the first is what the othe
   shift 4
   say "$name: $*"
   for one in "$@"; do models+=linear:$work/$one,; done
-  csfm evaluate --tasks="$tasks" --store="$from" --workdir="$work/$name" "${more[@]}" \
-    --models="${models}random:$work/$1" || failed=$?
+  csfm evaluate --tasks="$tasks" --store="$from" --workdir="$work/$name" --stopped-code="$stopped" "${more[@]}" \
+    --models="${models}random:$work/$1" || ended $?
 }
 
 but() { # STORES: all stores without these
@@ -63,7 +64,6 @@ only() { # the one way of hiding, or several; three quarters of all that is hidd
   echo --config.data.mask.structured=0.75
 }
 
-failed=0
 ecg_stores=$(held "${ECG_STORES:-ptbxl* simulated*}") pulse_stores=$(held "${PULSE_STORES:-cinc2015* vtac* simulated*}")
 ecg_tasks=${ECG_TASKS:-$(tasks_of "$ecg_stores" 'ptbxl*/ptbxl_superclass,ptbxl_sex,ptbxl_age' 'simulated*/simulated_rhythm,simulated_heart_rate')}
 pulse_tasks=${PULSE_TASKS:-$(tasks_of "$pulse_stores" 'cinc2015*/cinc2015_false_alarm' 'vtac*/vtac_false_alarm' 'simulated*/simulated_rhythm,simulated_heart_rate')}

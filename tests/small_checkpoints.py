@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from csfm_jax import objectives
+from csfm_jax import objectives, tasks
 from csfm_jax.config import Config, ObjectiveConfig
 from csfm_jax.models.config import DecoderConfig, EncoderConfig
 from csfm_jax.tasks.config import AdaptationConfig
@@ -59,14 +59,20 @@ def write_checkpoint(
 
 
 def task_config(task: str, depth: int = 1, **adaptation) -> Config:
-    """`toy_config` after fine-tuning for one of the simulated tasks, as `csfm finetune` leaves it."""
-    labels = {"simulated_rhythm": ("rhythm/irregular", "rate/fast"), "simulated_heart_rate": ("heart_rate",)}[task]
+    """`toy_config` after fine-tuning for a task whose labels are plain names, or for `simulated_rhythm`, as `csfm
+    finetune` leaves it."""
+    known = tasks.get(task)
+    labels = ("rhythm/irregular", "rate/fast") if task == "simulated_rhythm" else known.labels
     if task == "simulated_heart_rate":
         adaptation = {"mean": (70.0,), "scale": (12.0,)} | adaptation
     base = toy_config(depth=depth)
     return dataclasses.replace(
         base,
-        data=dataclasses.replace(base.data, row_visible=base.data.row_tokens),
+        data=dataclasses.replace(
+            base.data,
+            row_visible=base.data.row_tokens,
+            window=dataclasses.replace(base.data.window, begin=known.begin, end=known.end),
+        ),
         objective=ObjectiveConfig("supervised"),
         adaptation=AdaptationConfig(task=task, labels=labels, **adaptation),
     )

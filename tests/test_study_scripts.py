@@ -25,7 +25,10 @@ class Script:
         self.folder = folder
         (folder / "bin").mkdir()
         csfm = folder / "bin" / "csfm"
-        csfm.write_text(f"#!/bin/sh\nprintf '%s\\037' \"$@\" >> '{folder / 'calls'}'\necho >> '{folder / 'calls'}'\n")
+        csfm.write_text(
+            f"#!/bin/sh\nprintf '%s\\037' \"$@\" >> '{folder / 'calls'}'\necho >> '{folder / 'calls'}'\n"
+            'case " $* " in *"/${ENDS_AT:-nowhere} "*) exit "$ENDS_WITH" ;; esac\n'
+        )
         csfm.chmod(0o755)
         (folder / "bin" / "python").symlink_to(sys.executable)
 
@@ -218,3 +221,24 @@ def test_fine_tunings_of_a_study_that_is_told_nothing(script):
     made = config.load("benchmark_s4", words)
     assert (made.data.rows, made.training.keep_best, made.optimizer.learning_rate) == (16, "first", 1e-3)
     assert made.training.steps % made.training.eval_every == 0  # the last step is among those that are compared
+
+
+@pytest.mark.parametrize(
+    "name, at",
+    [
+        ("evaluate.sh", "csfm_nano"),
+        ("evaluate.sh", "fixed"),
+        ("questions.sh", "default"),
+        ("questions.sh", "read_on_ecg"),
+    ],
+)
+def test_what_a_signal_has_stopped_is_read_by_no_stage_after_it(script, name, at):
+    for store in ("ptbxl", "code15"):
+        script.store(store, 10, store)
+    words = ["recordings"] if name == "evaluate.sh" else []
+    _, calls = script.run(name, *words, code=75, ENDS_AT=at, ENDS_WITH="75")
+    assert stages(calls)[-1].split()[1] == at
+    # cells that failed are told of, and the figures of the others made
+    (script.folder / "calls").unlink()
+    _, calls = script.run(name, *words, code=1, ENDS_AT=at, ENDS_WITH="1")
+    assert (stages(calls)[-1].split()[1] == at) == (at in ("csfm_nano", "default"))

@@ -1,6 +1,7 @@
 """The part of an export that belongs to a fine-tuned model: its head's weights, and what its numbers mean."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -61,15 +62,19 @@ def task_config(model: FineTuned) -> dict:
 def golden_arrays(cases: dict[str, Case], model: FineTuned) -> dict[str, np.ndarray]:
     """What the task says of golden inputs that hold one of its sensors: "<case>/scores" and "<case>/values".
 
+    A task that reads from some second on is given an input as often, one after the other, as reaches beyond it.
+
     Args:
         cases: from `golden.cases`. model: `FineTuned.merged`.
     """
     known, out = set(read_tokens(model.config).modalities), {}
+    begin = task_config(model)["begin"]
     for name, case in cases.items():
         if not any(modality_of(channel).name in known for channel in case.channels):
             continue
+        signal = np.tile(case.signal, 1 + math.ceil(begin * RATE / case.signal.shape[1]))
         with jax.default_matmul_precision("highest"):
-            told = model.tell(case.signal, RATE, case.channels, case.units)
+            told = model.tell(signal, RATE, case.channels, case.units)
         out |= {f"{name}/scores": told.scores, f"{name}/values": np.array(list(told.values.values()))}
     return out
 

@@ -21,7 +21,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import data_pipelines
-from csfm_jax import encoding
+from csfm_jax import encoding, tasks
 from csfm_jax.config import Config
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.export import card, golden, names, task
@@ -62,6 +62,10 @@ def export_checkpoint(path: Place, output: Place) -> Place:
         found = f"a checkpoint of {loaded.config.adaptation.task}, which predicts signals"
         remedy = "use csfm predict for its signals; export the checkpoint that it began from for embeddings"
         raise BadInput(str(path), found, "an encoder, or one with a head", remedy)
+    if loaded.config.adaptation.task and tasks.get(loaded.config.adaptation.task).cut is not None:
+        found = f"a checkpoint of {loaded.config.adaptation.task}, which labels stretches of recordings"
+        remedy = "use csfm predict for its labels; export the checkpoint that it began from for embeddings"
+        raise BadInput(str(path), found, "an encoder, or one with a head for whole recordings", remedy)
     run = checkpoint.read_run(loaded.provenance["path"])  # verified a moment ago
     model = FineTuned.load(path).merged() if loaded.config.adaptation.task else None
     return export(loaded, output, run, model)

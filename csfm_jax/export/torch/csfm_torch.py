@@ -70,8 +70,16 @@ def selfcheck(folder):
             found |= {"channel_out": out.channel[there], "time_out": out.time[there]}
             differences[name] = max(_difference(value.cpu().numpy(), case[field]) for field, value in found.items())
             if task is not None and "scores" in case:
-                differences[f"{name}, task"] = _task_difference(task, task.predict(*given), case)
+                differences[f"{name}, task"] = _task_difference(
+                    task, task.predict(_reaching(task, case), *given[1:]), case
+                )
     return differences
+
+
+def _reaching(task, case):
+    """The input as often, one after the other, as reaches beyond the second that the task reads from."""
+    signal = case["signal"]
+    return np.tile(signal, 1 + int(np.ceil(task.task["begin"] * case["rate"] / signal.shape[1])))
 
 
 def _task_difference(task, found, case):

@@ -144,6 +144,10 @@ def test_what_cannot_be_calibrated_is_refused(bench, tmp_path, capsys):
     assert command("calibrate", (rate, bench[1])) == 2
     assert "a regression task, which predicts no probabilities" in capsys.readouterr().err
     assert command("calibrate", bench, "--specificity=2") == 2
+    capsys.readouterr()
+    for rule in ((), ("--rule=f1",)):
+        assert command("calibrate", bench, *rule, "--specificity=0.9") == 2
+        assert "--specificity: found beside --rule=f1" in capsys.readouterr().err
     people = (fingerprint(PUBLIC_KEY), "toy")
     seen = [f"{i:016x}" for i in range(12, 15)]
     leaking = write_checkpoint(tmp_path / "seen", task_config("simulated_rhythm"), people=people, subjects=seen)

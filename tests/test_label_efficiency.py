@@ -83,10 +83,23 @@ def _errors(law, noise, rng, replicates=60):
     return point, point[:, None] + noise * rng.normal(size=(len(SIZES), replicates))
 
 
+def _ratio(model, baseline):
+    return le.label_ratio(SIZES, model, SIZES, baseline)
+
+
+def test_sizes_are_each_models_own():
+    """Of a store where few have a pulse, a model of pulses is taught on fewer than a baseline that reads everything."""
+    law, rng = le.PowerLaw(2.0, 0.5, 0.05), np.random.default_rng(9)
+    few = [np.array([law.at(n) for n in sizes]) for sizes in (SIZES / 10, SIZES)]
+    both = [bootstrap.Replicates(e, e[:, None] + 1e-5 * rng.normal(size=(len(e), 5))) for e in few]
+    found = le.label_ratio(SIZES / 10, both[0], SIZES, both[1])
+    assert found.ratio.point == pytest.approx(1, rel=1e-2) and found.at == SIZES.max()
+
+
 def test_the_ratio_is_that_of_the_curves_and_its_interval_holds_it():
     rng = np.random.default_rng(2)
     baseline, model = le.PowerLaw(2.0, 0.5, 0.05), le.PowerLaw(1.0, 0.5, 0.05)  # a quarter of the labels
-    found = le.label_ratio(SIZES, *(bootstrap.Replicates(*_errors(law, 5e-4, rng)) for law in (model, baseline)))
+    found = _ratio(*(bootstrap.Replicates(*_errors(law, 5e-4, rng)) for law in (model, baseline)))
     assert found.ratio.point == pytest.approx(0.25, rel=1e-3) and found.at == 4096
     assert 0.2 < found.ratio.low < 0.25 < found.ratio.high < 0.3
     assert found.error == pytest.approx(baseline.at(4096), rel=1e-6)
@@ -98,15 +111,15 @@ def test_draws_shared_by_both_models_cancel_in_the_ratio():
     errors = [np.array([law.at(n) for n in SIZES]) for law in laws]
     paired = [bootstrap.Replicates(e, e[:, None] + common) for e in errors]
     unpaired = [paired[0], bootstrap.Replicates(errors[1], errors[1][:, None] - common)]
-    width = [le.label_ratio(SIZES, *both).ratio for both in (paired, unpaired)]
+    width = [_ratio(*both).ratio for both in (paired, unpaired)]
     assert width[0].high - width[0].low < 0.01 < width[1].high - width[1].low
 
 
 def test_a_model_that_never_gets_there_has_no_finite_ratio():
     rng = np.random.default_rng(4)
     worse, baseline = le.PowerLaw(2.0, 0.5, 0.2), le.PowerLaw(2.0, 0.5, 0.05)
-    found = le.label_ratio(SIZES, *(bootstrap.Replicates(*_errors(law, 0, rng, 5)) for law in (worse, baseline)))
+    found = _ratio(*(bootstrap.Replicates(*_errors(law, 0, rng, 5)) for law in (worse, baseline)))
     assert found.ratio.point == np.inf and found.ratio.low == np.inf
     few = bootstrap.Replicates(np.array([0.3, 0.2]), np.zeros((2, 5)))
     with pytest.raises(BadInput, match="three"):
-        le.label_ratio(SIZES[:2], few, few)
+        le.label_ratio(SIZES[:2], few, SIZES[:2], few)

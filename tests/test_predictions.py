@@ -76,6 +76,25 @@ def test_every_figure_of_a_task_against_its_definition():
     assert found["macro_auroc"] == figures(task, ("a", "b"), predictions(values[100:], labels[100:]))["macro_auroc"]
 
 
+def test_a_case_without_exactly_one_class_is_in_no_ranking():
+    """Its class was left out of what is learned, say: it is no negative case of the others."""
+    rng = np.random.default_rng(6)
+    truth = rng.integers(0, 4, 120)  # the last one is left out
+    labels = (truth[:, None] == np.arange(3)).astype(float)
+    values = np.where(labels > 0, 0.6, 0.2) + 0.3 * rng.random((120, 3))
+    values[truth == 3] = 0.9
+    names, known = ("a", "b", "c"), truth < 3
+    task, weights = Task("t", "", names, "multiclass"), rng.integers(0, 3, (5, 120)).astype(np.float32)
+    told = task_figures.judged_by(task, names, values, labels)
+    every = task_figures.all_of(task, names, values, labels, (values, labels), ())
+    alone = task_figures.all_of(task, names, values[known], labels[known], (values[known], labels[known]), ())
+    for drawn in (None, weights):
+        expected = alone.under(None if drawn is None else drawn[:, known])
+        for figure in ("macro_auroc", "macro_average_precision", "macro_sensitivity_at_specificity", "accuracy"):
+            np.testing.assert_allclose(every.under(drawn)[figure], expected[figure], err_msg=figure)
+        np.testing.assert_allclose(told.under(drawn)["macro_auroc"], expected["macro_auroc"])
+
+
 def test_replicates_of_models_are_read_on_the_same_draws():
     rng = np.random.default_rng(3)
     labels = rng.normal(70, 10, (80, 1))

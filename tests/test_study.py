@@ -1,11 +1,13 @@
 """`csfm evaluate --tasks --models`: figures with a known answer, resume, refusals, and what a page may not hold."""
 
 import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -265,6 +267,64 @@ def test_a_cell_that_fails_is_written_down_and_the_others_go_on(place, tmp_path,
     assert "What failed" in (tmp_path / "study" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("error, code", [(AssertionError, 1), (EOFError, 1), (OSError(5, "of a disk"), 1)])
+def test_no_error_of_one_cell_takes_the_others_along(error, code, place, tmp_path, monkeypatch):
+    real = cell_tables.table_files
+
+    def failing(cell, subsets):
+        if cell.model.kind == "linear":
+            raise error
+        return real(cell, subsets)
+
+    monkeypatch.setattr(cell_tables, "table_files", failing)
+    assert cli.main(words(place, tmp_path / "study", "--sensors=all")) == code
+    assert set(table(tmp_path / "study").model) == {f"random:{place / 'toy'}"}
+
+
+def test_a_full_disk_ends_the_study(place, tmp_path, monkeypatch, capsys):
+    def full(cell, subsets):
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(cell_tables, "table_files", full)
+    assert cli.main(words(place, tmp_path / "study", "--sensors=all")) == 2
+    assert "somewhere: found no space left" in capsys.readouterr().err
+
+
+def test_intervals_are_of_patients_not_of_recordings(finished, place, tmp_path, monkeypatch):
+    """Every recording twice under its patient: there is no more to know."""
+    study = shutil.copytree(finished, tmp_path / "study")
+    for file in study.glob("cells/*/*/predictions/all.trained*.parquet"):
+        kept = pq.read_table(file)
+        names = pa.array([f"{name}x" for name in kept["recording"].to_pylist()], pa.string())
+        again = kept.set_column(kept.column_names.index("recording"), "recording", names)
+        pq.write_table(pa.concat_tables([kept, again]), file)
+    monkeypatch.setattr("csfm_jax.reporting.evaluation_page.write", lambda *_: None)  # it draws recordings
+    toy, more = place / "toy", ("--sensors=all", "--label-fractions=1/4", elsewhere(place))
+    assert cli.main(words(place, study, f"--models=linear:{toy},random:{toy},attention:{toy}", *more)) == 0
+    once, twice = (
+        rows[(rows.sensors == "all") & (rows.recordings == "all") & (rows.fraction == 1)].set_index(
+            ["model", "against", "figure", "label"]
+        )
+        for rows in (table(finished), table(study))
+    )
+    once = once.loc[twice.index]
+    assert (twice.cases == 2 * once.cases).all() and (twice.patients == once.patients).all()
+    for column in ("point", "low", "high"):
+        np.testing.assert_allclose(twice[column], once[column], atol=1e-6)
+
+
+def test_a_later_command_that_accepts_less_does_not_take_over_what_was_not_checked(place, tmp_path, capsys):
+    given = words(place, tmp_path / "study", "--sensors=all")
+    assert cli.main(given) == 0
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert f"whether linear:{place / 'toy'} was trained on test subjects of beating is not checked" in page
+    assert cli.main([word for word in given if word != "--unchecked-subjects"]) == 1
+    assert "equal subjects would not be seen" in capsys.readouterr().out
+    assert cli.main(given) == 0 and set(table(tmp_path / "study").model) == {
+        f"{kind}:{place / 'toy'}" for kind in ("linear", "random")
+    }
+
+
 def test_what_cannot_be_is_refused_before_anything_is_made(place, tmp_path, capsys):
     def said(*more):
         assert cli.main(words(place, tmp_path / "study", *more)) == 2
@@ -282,6 +342,10 @@ def test_what_cannot_be_is_refused_before_anything_is_made(place, tmp_path, caps
     home, again = place / "stores" / "beating", place / "elsewhere"
     assert "among --store" in said(f"--elsewhere={home},{again}")
     assert "one of the two" in said("--folds=5", elsewhere(place))
+    store = place / "stores"
+    for word in ("--sensors=2", "--label-fractions=1/2", "--similarity=a,b", "--workers=1", "--folds=5"):
+        assert cli.main(["evaluate", f"--checkpoint={toy}", f"--store={store}", word]) == 2
+        assert f"{word.partition('=')[0]}: found beside --checkpoint" in capsys.readouterr().err
     write_store(tmp_path / "twin", [beating(0, "test", ("I", "II"), False)], name="twin")  # to train at home
     assert "1 subjects in more than one split" in said(f"--elsewhere={tmp_path / 'twin'}")
     assert "two of --models" in said("--similarity=trees,trees") and "give one of the two" in said(
@@ -299,9 +363,14 @@ def test_a_fine_tuning_that_is_stopped_ends_the_study_and_the_same_command_goes_
     assert len(made) == 2 and made[0] == made[1] and not (tmp_path / "study" / "results.parquet").exists()
 
 
-def test_a_study_goes_on_with_its_own_settings_only(finished, place, capsys):
+def test_a_study_goes_on_with_its_own_settings_only(finished, place, tmp_path, capsys):
     assert cli.main(words(place, finished, "--seed=5", elsewhere(place))) == 2
     assert "other seed" in capsys.readouterr().err
+    study = shutil.copytree(finished, tmp_path / "study")
+    told = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps(told | {"protocol": 0}))
+    assert cli.main(words(place, study, elsewhere(place))) == 2
+    assert "other protocol" in capsys.readouterr().err
 
 
 def test_sensor_words():
@@ -428,7 +497,13 @@ def test_predictions_that_are_no_numbers_fail_by_name_and_damaged_ones_take_no_t
     assert cli.main(words(place, study, tasks_of, models, "--sensors=all")) == 0
     (cell,) = (study / "cells" / "simulated_heart_rate").glob("random-*")
     victim = cell / "predictions" / "all.trained.test.parquet"
-    victim.write_bytes(b"not a table")
+    whole = victim.read_bytes()
+    values = whole.index(b"PAR1") + 200  # within a page of values
+    flipped = whole[:values] + bytes([whole[values] ^ 4]) + whole[values + 1 :]
+    for damaged in (b"not a table", whole[:-50], flipped):
+        victim.write_bytes(damaged)
+        with pytest.raises(BadInput, match=f"{victim.name}.*remove it, to have it made"):
+            prediction_files.read(victim)
     assert cli.main(words(place, study, tasks_of, models, "--sensors=all")) == 1
     assert "failed: simulated_heart_rate, its figures: " in capsys.readouterr().out
     assert set(table(study).task) == {"simulated_rhythm"} and "What failed" in (study / "report.html").read_text()
@@ -450,3 +525,16 @@ def test_labels_of_one_class_are_named_with_their_fold_and_counted(kind):
     assert told[0] == "simulated_rhythm: c has one class only among test recordings of fold 2"
     assert "test recordings of fold 2: macro AUROC and AUPRC hold 2 of 3 labels" in told[1]
     assert len(told) == (4 if kind == "multilabel" else 2) and not any("fold 1" in line for line in told)
+
+
+def test_models_of_other_validation_recordings_are_told_apart():
+    """Their means at thresholds hold other labels."""
+    names, keys = ("a", "b"), np.array([f"s/{i}" for i in range(20)])
+    labels = np.stack([np.arange(20) % 2, np.arange(20) < 10], axis=1).astype(float)
+    read = prediction_files.Read(names, names, {}, keys, keys, np.ones(20, int), labels, labels, np.zeros(20, int))
+    setup = study_lib.TaskSetup(tasks.get("simulated_rhythm"), None, [], [], [], {})
+    judged = [study_results.Judged(read, some, {}, {}, 0) for some in (read, read, read.rows(np.arange(10)))]
+    group = study_results.Group(setup, None, "trained", "all", dict(zip(("trees", "linear", "pulse"), judged)))
+    told = study_results._one_class(group)
+    assert told[0] == "simulated_rhythm: b has one class only among validation recordings that pulse reads"
+    assert len(told) == 2 and "hold 1 of 2 labels" in told[1]

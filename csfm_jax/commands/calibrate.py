@@ -7,18 +7,19 @@ it: their probabilities are then calibrated, and come with decisions. A step tha
 from csfm_jax.commands import options
 from data_pipelines.errors import BadInput
 
-_RULES = ("f1", "youden", "specificity")
+_RULES = ("f1", "youden", "specificity")  # `evaluation.decisions.RULES`, which would import JAX
+_SPECIFICITY = 0.95
 _FEW = 20  # cases of the rarer class: below, a threshold is that of a few people
 
 
 def arguments(parser) -> None:
     options.of_fine_tuned(parser, "calibrate", "validation")
     parser.add_argument(
-        "--rule", choices=_RULES, default="f1",
-        help="what a label's threshold maximises: F1; sensitivity + specificity (youden); or the sensitivity at a "
-        "specificity of --specificity or more",
+        "--rule", choices=_RULES,
+        help="what a label's threshold maximises: F1 (as when none is named); sensitivity + specificity (youden); or "
+        "the sensitivity at a specificity of --specificity or more",
     )  # fmt: skip
-    parser.add_argument("--specificity", type=float, default=0.95, help="for --rule=specificity; 0 to 1 [0.95]")
+    parser.add_argument("--specificity", type=float, help=f"for --rule=specificity; 0 to 1 [{_SPECIFICITY:g}]")
 
 
 def run(args) -> None:
@@ -26,16 +27,23 @@ def run(args) -> None:
     from csfm_jax.evaluation.fine_tuned import FineTuned
     from data_pipelines.store import open_stores
 
-    if not 0 <= args.specificity <= 1:
-        raise BadInput("--specificity", f"{args.specificity:g}", "0 to 1", "correct it")
+    specificity = _SPECIFICITY if args.specificity is None else args.specificity
+    if not 0 <= specificity <= 1:
+        raise BadInput("--specificity", f"{specificity:g}", "0 to 1", "correct it")
+    if args.specificity is not None and args.rule != "specificity":
+        found = f"beside --rule={args.rule or _RULES[0]}"
+        raise BadInput("--specificity", found, "--rule=specificity", "leave one out")
     model = FineTuned.load(args.checkpoint, calibration=False)  # an earlier one is about to be replaced
     calibrated.check_kind(model.task)
+    if args.rule and model.task.kind == "multiclass":
+        found = f"of {model.task.name}, whose classes exclude each other: the most probable one is called"
+        raise BadInput(f"--rule={args.rule}", found, "a task with thresholds", "leave it out")
     stores = model.on_fold(open_stores(args.store, args.verify))
     _check_unseen(model, stores, args)
     found = model.predict(stores, "validation")
     step = model.provenance["path"]
     of = calibrated.Step.of(step)
-    made = calibrated.fit(model.task, model.outputs, found, args.rule, args.specificity, of)
+    made = calibrated.fit(model.task, model.outputs, found, args.rule or _RULES[0], specificity, of)
     path = calibrated.write(made, step)
     print(f"{made.recordings} validation recordings; probabilities before and after:")
     for name, (before, after) in made.figures.items():

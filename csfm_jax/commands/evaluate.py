@@ -21,6 +21,8 @@ from data_pipelines.errors import BadInput
 
 _OF_STUDY = ("tasks", "models", "workdir")
 _OF_PROBE = ("checkpoint", "labels", "output")
+_MORE_OF_STUDY = {"folds": 0, "elsewhere": None, "recipe": None, "sensors": "all", "label_fractions": "1",
+                  "label_networks": None, "similarity": None, "workers": 0}  # fmt: skip
 
 
 def arguments(parser) -> None:
@@ -31,11 +33,11 @@ def arguments(parser) -> None:
     study.add_argument("--models", help="separated by commas; every other one is compared with the first")
     study.add_argument("--workdir", action=options.WrittenHere, help="the study's folder; made if absent")
     study.add_argument(
-        "--sensors", default="all",
+        "--sensors", default=_MORE_OF_STUDY["sensors"],
         help="subsets that test recordings are read with: all, 12, 6, 3, 2, 1, ecg, ppg, ecg+ppg, lead:II ...",
     )  # fmt: skip
     study.add_argument(
-        "--label-fractions", metavar="1/N", default="1",
+        "--label-fractions", metavar="1/N", default=_MORE_OF_STUDY["label_fractions"],
         help="down to which power of two of the train patients probes and trees are fitted again",
     )  # fmt: skip
     study.add_argument(
@@ -73,9 +75,10 @@ def run(args) -> int:
         found = " ".join(given[0] + given[1]) or "neither"
         expected = "--tasks --models --workdir (a study), or --checkpoint (a probe of labels)"
         raise BadInput("csfm evaluate", found, expected, "give one of the two")
-    for name in ("folds", "elsewhere", "recipe") if args.checkpoint else ():
-        if getattr(args, name):
-            raise BadInput(f"--{name}", "beside --checkpoint", "a study", "name --tasks, --models and --workdir")
+    for name, usual in _MORE_OF_STUDY.items() if args.checkpoint else ():
+        if getattr(args, name) != usual:
+            where, remedy = f"--{name.replace('_', '-')}", "name --tasks, --models and --workdir"
+            raise BadInput(where, "beside --checkpoint", "a study", remedy)
     return _study(args) if given[0] else _probe(args)
 
 

@@ -78,7 +78,7 @@ def run(args) -> int:
     from csfm_jax import encoding
     from csfm_jax.evaluation import leakage
     from csfm_jax.tasks.resolve import resolve
-    from csfm_jax.training import initial
+    from csfm_jax.training import best, initial
     from csfm_jax.training.loop import train
     from data_pipelines.store import open_stores
 
@@ -101,7 +101,11 @@ def run(args) -> int:
         init=initial.RANDOM if scratch else args.checkpoint,
         command=shlex.join(["csfm", *sys.argv[1:]]),
     )
-    return args.stopped_code if last < config.training.steps else 0
+    if last < config.training.steps:
+        return args.stopped_code
+    if config.training.keep_best and jax.process_index() == 0 and not best.kept(workdir):
+        print("no step was kept as the best: no validation had the figure that config.training.keep_best names")
+    return 0
 
 
 def recipe(

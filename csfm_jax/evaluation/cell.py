@@ -83,13 +83,13 @@ class Cell:
 
     def missing(self, subset: Sensors) -> str | None:
         """Why the model cannot read these sensors in these stores; None where it can."""
-        channels = self._channels(subset)
+        channels = self.channels(subset)
         for number, split in enumerate(("train", *SPLITS)):
             if not any(holds(store, channels)[store.index.split == number].any() for store in self.settings.stores):
                 return f"no {split} recording with sensors that the model reads"
         return None
 
-    def _channels(self, subset: Sensors) -> frozenset[int]:
+    def channels(self, subset: Sensors) -> frozenset[int]:
         """Those of the sensors that the model reads."""
         if self.model.config is None:
             return subset.channels
@@ -99,7 +99,7 @@ class Cell:
     @property
     def elsewhere(self) -> dict[Path, Store]:
         """Other stores with test recordings of sensors that the model reads, by the file of its predictions there."""
-        channels, number = self._channels(self.subsets[0]), SPLITS_OF_STORES.index("test")
+        channels, number = self.channels(self.subsets[0]), SPLITS_OF_STORES.index("test")
         there = [s for s in self.settings.elsewhere if holds(s, channels)[s.index.split == number].any()]
         return {self.file(self.subsets[0], TRAINED, f"{elsewhere.HEAD}{s.name}-{s.digest[:8]}"): s for s in there}
 

@@ -1,6 +1,7 @@
 """Makes a cell's predictions: the network is taught where it is to be, then asked, each file once."""
 
 import dataclasses
+import errno
 import shlex
 import sys
 import time
@@ -13,10 +14,12 @@ from csfm_jax.evaluation import cell_tables, leakage, sensors
 from csfm_jax.evaluation.cell import SPLITS, TRAINED, Cell
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.evaluation.sensors import ALL, Sensors
-from csfm_jax.evaluation.study_models import TABULAR
+from csfm_jax.evaluation.study_models import FINE_TUNED, TABULAR
 from csfm_jax.tasks.resolve import resolve
 from csfm_jax.training import best
 from data_pipelines.errors import BadInput
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # every cell would fail of these
 
 
 class Stopped(Exception):
@@ -27,7 +30,7 @@ def run(cell: Cell) -> None:
     """Makes what is missing of a cell's predictions, and writes down how that went.
 
     Raises:
-        BadInput: predictions of other weights than the model's are there. Stopped: see there.
+        BadInput: predictions of other weights than the model's are there. Stopped: see there. OSError: no room.
     """
     identity, before = cell.model.identity, cell.status
     if before and (differing := [name for name in identity if before["weights"].get(name) != identity[name]]):
@@ -39,22 +42,44 @@ def run(cell: Cell) -> None:
     if ALL in left_out:
         cell.note(told | {"failed": left_out[ALL]})
         return
+    try:
+        told |= {"unchecked": _unchecked(cell)}
+    except BadInput as error:
+        cell.note(told | {"failed": str(error)})
+        return
     if before and before["failed"] is None and not cell.wanted(there):
+        cell.note(before | told)
         return
     cell.note(told | {"failed": "not finished"})  # from here on, what lies there is of these weights
     try:
-        if cell.model.provenance:
-            leakage.check(cell.settings.stores, cell.model.provenance, cell.settings.unchecked, cell.model.word)
         make = cell_tables.table_files if cell.model.kind in TABULAR else network_files
         make(cell, there)
-        told |= {"unread": _read_elsewhere(cell)}
+        told |= {"unread": _read_elsewhere(cell), "last_step": _read_at_last_step(cell)}
         cell.note(told | {"failed": None, "seconds": round(time.time() - began, 1)})
     except BadInput as error:
         cell.note(told | {"failed": str(error)})
-    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+    except Stopped:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise
         # its text may name anything; the place in the code goes to the terminal, and the others go on
         sys.excepthook(*sys.exc_info())
         cell.note(told | {"failed": f"{type(error).__name__}, see the output of the command"})
+
+
+def _unchecked(cell: Cell) -> list[str]:
+    """Names of the stores of whose test subjects it cannot be told whether the model was trained on them, where that
+    has been accepted.
+
+    Raises:
+        BadInput: it was trained on some; or it cannot be told, and that has not been accepted.
+    """
+    if not cell.model.provenance:
+        return []
+    rest = cell.model.provenance, cell.settings.unchecked, cell.model.word
+    checked = leakage.check(cell.settings.stores, *rest)
+    return [] if checked else [store.name for store in cell.settings.stores]
 
 
 def network_files(cell: Cell, subsets: list[Sensors]) -> None:
@@ -93,6 +118,12 @@ def _read_elsewhere(cell: Cell) -> dict[str, str]:
         except BadInput as error:
             unread[target.name] = str(error)
     return unread
+
+
+def _read_at_last_step(cell: Cell) -> bool:
+    """Whether a best step was to be read, and none was kept."""
+    taught = cell.model.kind in FINE_TUNED
+    return taught and bool(cell.config.training.keep_best) and not best.kept(cell.folder / "fine_tuning")
 
 
 def _taught(cell: Cell, halvings: int = 0) -> Path | str:

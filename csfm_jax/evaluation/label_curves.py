@@ -21,12 +21,15 @@ class Curve:
     Attributes:
         sizes: [p] patients. errors: on all draws. against: the supervised baseline.
         ratio: labels that it needs for what the baseline reaches with all of them, over all of them; or None.
+        cases, patients: how many test recordings and patients all curves of the task are read on.
     """
 
     sizes: np.ndarray
     errors: Replicates
     ratio: LabelRatio | None
     against: str
+    cases: int
+    patients: int
 
 
 def curves(study: Study, setup: TaskSetup, replicates: int, seed: int) -> dict[str, Curve]:
@@ -60,8 +63,10 @@ def curves(study: Study, setup: TaskSetup, replicates: int, seed: int) -> dict[s
     # trained on nothing else: trees, or else the first network from scratch
     baselines = [word for word in errors if of_cell[word].model.kind in (TREES, "scratch")]
     against = TREES if TREES in errors else next(iter(baselines), "")
+    counts = len(subjects), len(np.unique(subjects))
     return {
-        word: Curve(sizes, found, _ratio(word, against, errors), against) for word, (sizes, found) in errors.items()
+        word: Curve(sizes, found, _ratio(word, against, errors), against, *counts)
+        for word, (sizes, found) in errors.items()
     }
 
 
@@ -69,10 +74,10 @@ def _ratio(word: str, against: str, errors: dict) -> LabelRatio | None:
     """None where too few sizes have an error."""
     if not against or word == against:
         return None
-    sizes, mine = errors[word]
-    theirs = errors[against][1]
-    known = ~np.isnan(mine.point) & ~np.isnan(theirs.point)
-    if len(np.unique(sizes[known])) < 3:
-        return None
-    some = [Replicates(r.point[known], r.drawn[known]) for r in (mine, theirs)]
-    return label_ratio(sizes[known], *some)
+    both = []
+    for sizes, found in (errors[word], errors[against]):
+        known = ~np.isnan(found.point)
+        if len(np.unique(sizes[known])) < 3:
+            return None
+        both += [sizes[known], Replicates(found.point[known], found.drawn[known])]
+    return label_ratio(*both)

@@ -138,11 +138,14 @@ class LabelRatio:
     baseline: PowerLaw
 
 
-def label_ratio(sizes: np.ndarray, model: Replicates, baseline: Replicates, confidence: float = 0.95) -> LabelRatio:
-    """The size N* at which the model's curve reaches what the baseline's has at the largest size N, as N*/N.
+def label_ratio(
+    sizes: np.ndarray, model: Replicates, baseline_sizes: np.ndarray, baseline: Replicates, confidence: float = 0.95
+) -> LabelRatio:
+    """The size N* at which the model's curve reaches what the baseline's has at its largest size N, as N*/N.
 
     Args:
-        sizes: [p], labelled patients of each subset.
+        sizes, baseline_sizes: [p], labelled patients of each subset, who may be fewer for a model that reads fewer
+            sensors.
         model, baseline: errors on the test cases after training on each subset, [p] and [p, R], lower is better, from
             one `bootstrap.replicate` of all of them, so that both are read on the same draws. confidence: mass of the
             interval; it holds what test patients vary, not what another draw of train patients would.
@@ -150,14 +153,15 @@ def label_ratio(sizes: np.ndarray, model: Replicates, baseline: Replicates, conf
     Raises:
         BadInput: fewer than three sizes with an error on the test cases themselves.
     """
-    at = float(np.max(sizes))
-    curves = [fit_power_law(sizes, errors.point) for errors in (model, baseline)]
+    at = float(np.max(baseline_sizes))
+    both = (sizes, model), (baseline_sizes, baseline)
+    curves = [fit_power_law(of, errors.point) for of, errors in both]
     if np.isnan([curve.floor for curve in curves]).any():
         raise BadInput("sizes", "fewer than three with an error", "three or more", "train on more subsets")
     error = curves[1].at(at)
     point = curves[0].reach(error) / at
-    drawn = [
-        fit_power_law(sizes, model.drawn[:, r]).reach(fit_power_law(sizes, baseline.drawn[:, r]).at(at)) / at
-        for r in range(model.drawn.shape[1])
-    ]
+    drawn = []
+    for r in range(model.drawn.shape[1]):
+        mine, theirs = (fit_power_law(of, errors.drawn[:, r]) for of, errors in both)
+        drawn.append(mine.reach(theirs.at(at)) / at)
     return LabelRatio(interval(point, np.array(drawn), confidence), at, error, *curves)

@@ -58,7 +58,8 @@ def write(
         [getattr(stores[s].index, name)[r].decode() for s, r in zip(found.store, found.recording)]
         for name in ("subject", "study")
     )
-    columns = {"store": names, "recording": np.array(studies), "subject": np.array(subjects), "windows": found.windows}
+    columns = {"store": names, "recording": np.array(studies, str), "subject": np.array(subjects, str)}
+    columns["windows"] = found.windows
     columns |= {f"prediction/{name}": found.values[:, i] for i, name in enumerate(outputs)}
     columns |= more or {}
     columns |= {f"label/{name}": found.labels[:, i] for i, name in enumerate(labels)}
@@ -73,7 +74,7 @@ def write(
                 import pyarrow.parquet as pq
 
                 table = pa.table(columns).replace_schema_metadata({"csfm": json.dumps(told)})
-                pq.write_table(table, file)
+                pq.write_table(table, file, write_page_checksum=True)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
@@ -84,11 +85,14 @@ def join(files: list[Path], target: Path) -> None:
 
     Args:
         files: of `write`, as Parquet, one a fold; what is told with the first is kept, of numbers the mean.
+
+    Raises:
+        BadInput: one is not a file of predictions.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = [pq.read_table(file) for file in files]
+    tables = [_table(file) for file in files]
     names = [name for name in tables[0].column_names if all(name in table.column_names for table in tables)]
     every = [json.loads(table.schema.metadata[b"csfm"]) for table in tables]
     means = {name: float(np.mean([told[name] for told in every])) for name in every[0] if name == "train_patients"}
@@ -99,7 +103,7 @@ def join(files: list[Path], target: Path) -> None:
     whole = pa.concat_tables([part.replace_schema_metadata(told) for part in parts], promote_options="permissive")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
-    pq.write_table(whole, partial)
+    pq.write_table(whole, partial, write_page_checksum=True)
     os.replace(partial, target)
 
 
@@ -107,16 +111,10 @@ def read(path: Path) -> Read:
     """Reads a Parquet file of `write`.
 
     Raises:
-        BadInput: not a file of predictions.
+        BadInput: not a file of predictions, or a damaged one.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-        stores, studies, subjects = (table[name].to_pylist() for name in ("store", "recording", "subject"))
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise BadInput(str(path), type(error).__name__, "predictions of csfm", "remove it, to have it made") from None
+    table = _table(path)
+    stores, studies, subjects = (table[name].to_pylist() for name in ("store", "recording", "subject"))
     outputs, labels = (
         tuple(name.removeprefix(head) for name in table.column_names if name.startswith(head))
         for head in ("prediction/", "label/")
@@ -129,3 +127,18 @@ def read(path: Path) -> Read:
     told = json.loads((table.schema.metadata or {}).get(b"csfm", b"{}"))
     fold = table["fold"].to_numpy() if "fold" in table.column_names else np.zeros(len(key), np.int32)
     return Read(outputs, labels, told, key, np.array(subjects), table["windows"].to_numpy(), *columns, fold)
+
+
+def _table(path: Path):
+    """A pyarrow.Table of one of these files; errors as of `read`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    expected, remedy = "predictions of csfm", "remove it, to have it made"
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:  # a page whose checksum differs is an OSError
+        raise BadInput(str(path), type(error).__name__, expected, remedy) from None
+    if missing := {"store", "recording", "subject", "windows"} - {*table.column_names}:
+        raise BadInput(str(path), f"no column {min(missing)}", expected, remedy)
+    return table

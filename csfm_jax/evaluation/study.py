@@ -23,6 +23,7 @@ from data_pipelines.errors import BadInput
 from data_pipelines.store import Store
 
 _SETTINGS = "study.json"
+_PROTOCOL = 1  # raised when the same words give other predictions; of a study that tells none, 1
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def check_same(settings: Settings, folder: Path, **more) -> None:
         BadInput: another study is there.
     """
     path, told = folder / _SETTINGS, _told(settings, more)
-    before = json.loads(path.read_text()) if path.is_file() else told
+    before = {"protocol": 1} | json.loads(path.read_text()) if path.is_file() else told
     if differing := [name for name in {**told, **before} if before.get(name) != told.get(name)]:
         found = f"a study with other {' and '.join(differing)}"
         raise BadInput(str(folder), found, "those it began with", "choose another --workdir for another study")
@@ -213,7 +214,8 @@ def keep_settings(settings: Settings, folder: Path, **more) -> None:
 def _told(settings: Settings, more: dict) -> dict:
     stores = {store.name: store.digest for store in settings.stores}
     more |= {"recipe": sorted(settings.recipe)} if settings.recipe else {}
-    return {"stores": stores, "overrides": sorted(settings.overrides), "seed": settings.seed, **more}
+    told = {"stores": stores, "overrides": sorted(settings.overrides), "seed": settings.seed}
+    return {"protocol": _PROTOCOL, **told, **more}
 
 
 def run(study: Study) -> None:

@@ -88,8 +88,14 @@ def _pool(whole: Cell, of_folds: list[Cell]) -> None:
               if (why := cell.status.get("failed", "not run")) is not None]  # fmt: skip
     left_out = {word: why for cell in of_folds for word, why in cell.status.get("left_out", {}).items()}
     if not failed:
-        for file in sorted((of_folds[0].folder / "predictions").glob("*.parquet")):
-            parts = [cell.folder / "predictions" / file.name for cell in of_folds]
-            if all(part.exists() for part in parts):
-                prediction_files.join(parts, whole.folder / "predictions" / file.name)
-    whole.note({"weights": whole.model.identity, "left_out": left_out, "failed": failed[0] if failed else None})
+        try:
+            for file in sorted((of_folds[0].folder / "predictions").glob("*.parquet")):
+                parts = [cell.folder / "predictions" / file.name for cell in of_folds]
+                if all(part.exists() for part in parts):
+                    prediction_files.join(parts, whole.folder / "predictions" / file.name)
+        except BadInput as error:
+            failed = [str(error)]
+    unchecked = sorted({name for cell in of_folds for name in cell.status.get("unchecked", [])})
+    told = {"weights": whole.model.identity, "left_out": left_out, "unchecked": unchecked}
+    told["last_step"] = any(cell.status.get("last_step") for cell in of_folds)
+    whole.note(told | {"failed": failed[0] if failed else None})

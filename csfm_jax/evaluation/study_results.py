@@ -18,13 +18,14 @@ from csfm_jax.evaluation import (
     task_figures,
 )
 from csfm_jax.evaluation.bootstrap import Interval, Replicates, interval
-from csfm_jax.evaluation.cell import REFITTED, SPLITS, TRAINED
+from csfm_jax.evaluation.cell import REFITTED, SPLITS, TRAINED, Cell
 from csfm_jax.evaluation.label_curves import Curve
 from csfm_jax.evaluation.prediction_files import Read
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study import Study, TaskSetup
 from csfm_jax.evaluation.study_reads import figures, in_order, main_figure
 from data_pipelines.errors import BadInput
+from data_pipelines.signals import CHANNELS
 
 COLUMNS = (
     "task", "model", "sensors", "reading", "recordings", "fraction", "against", "figure", "label", "point", "low",
@@ -119,15 +120,27 @@ def gather(study: Study, replicates: int, seed: int) -> Results:
             if setup.task.kind == "multilabel" and not study.folds:  # thresholds are of one network
                 labelled |= {(setup.task.name, word): _label_table(judged) for word, judged in whole.models.items()}
     for cell in study.cells:
-        notes += [f"{cell.task.name}: {cell.model.word} with the sensors {word}: {why}"
-                  for word, why in cell.status.get("left_out", {}).items() if word != ALL]  # fmt: skip
-        unread = cell.status.get("unread", {})
-        notes += [f"{cell.task.name}: {cell.model.word} on {store.name}: {unread[file.name]}"
-                  for file, store in cell.elsewhere.items() if file.name in unread]  # fmt: skip
-        taught = {*(cell.model.provenance.get("stores") or {})} & {store.name for store in cell.settings.elsewhere}
-        notes += [f"{cell.model.word} was pretrained on train recordings of {name}" for name in sorted(taught)]
+        notes += _of_cell(cell)
     notes = list(dict.fromkeys(notes))  # some hold for several tasks
     return Results(study, groups, _ranks(study, groups, replicates, seed), curves, labelled, notes, broken)
+
+
+def _of_cell(cell: Cell) -> list[str]:
+    """Lines on what a model was not read on, and on what its figures do not hold."""
+    task, word, status = cell.task.name, cell.model.word, cell.status
+    whole, unread = cell.subsets[0].channels & sensors.held(cell.settings.stores), status.get("unread", {})
+    notes = [f"{task}: {word} with the sensors {of}: {why}"
+             for of, why in status.get("left_out", {}).items() if of != ALL]  # fmt: skip
+    if silent := [CHANNELS[channel].name for channel in sorted(whole - cell.channels(cell.subsets[0]))]:
+        notes.append(f"{task}: {word} reads no {', '.join(silent)}, whatever the sensors")
+    if status.get("last_step"):
+        notes.append(f"{task}: {word} is read at its last step: none had the figure of training.keep_best")
+    if unchecked := status.get("unchecked"):
+        notes.append(f"whether {word} was trained on test subjects of {', '.join(unchecked)} is not checked")
+    notes += [f"{task}: {word} on {store.name}: {unread[file.name]}"
+              for file, store in cell.elsewhere.items() if file.name in unread]  # fmt: skip
+    taught = {*(cell.model.provenance.get("stores") or {})} & {store.name for store in cell.settings.elsewhere}
+    return notes + [f"{word} was pretrained on train recordings of {name}" for name in sorted(taught)]
 
 
 def _groups(study: Study, setup: TaskSetup, replicates: int, seed: int, notes: list[str]) -> Iterator[Group]:
@@ -218,11 +231,17 @@ def _one_class(group: Group) -> list[str]:
     task, lines = group.setup.task, []
     if task.kind not in ("multilabel", "multiclass"):
         return lines
-    # exclusive classes have no thresholds
-    reads = {"test": group.first.test} | ({"validation": group.first.validation} if task.kind == "multilabel" else {})
-    for split, read in reads.items():
+    reads = [("test", "", group.first.test)]
+    if task.kind == "multilabel":  # exclusive classes have no thresholds
+        reads += [("validation", f" that {word} reads", judged.validation) for word, judged in group.models.items()]
+    told = set()  # most models read the same recordings
+    for split, whose, read in reads:
+        if (one := (split, _classes_held(read))) in told:
+            continue
+        whose = whose if any(before == split for before, _ in told) else ""
+        told.add(one)
         for fold in np.unique(read.fold):
-            where = f"{split} recordings" + (f" of fold {fold}" if fold else "")
+            where = f"{split} recordings{whose}" + (f" of fold {fold}" if fold else "")
             labels = task_figures.exclusive_or_any(task, read.labels[read.fold == fold])
             both = (labels > 0.5).any(axis=0) & (labels <= 0.5).any(axis=0)
             alone = [name for name, has in zip(read.labels_of, both) if not has]
@@ -231,6 +250,12 @@ def _one_class(group: Group) -> list[str]:
                 without = "AUROC and AUPRC" if split == "test" else "F1 at thresholds, which these choose,"
                 lines.append(f"{task.name}, {where}: macro {without} hold {both.sum()} of {len(both)} labels")
     return lines
+
+
+def _classes_held(read: Read) -> tuple:
+    """Of every fold, the labels that have a positive case, and those that have a negative one."""
+    rows = ((fold, read.labels[read.fold == fold]) for fold in np.unique(read.fold))
+    return tuple((int(fold), *((x > 0.5).any(axis=0).tobytes() for x in (y, 1 - y))) for fold, y in rows)
 
 
 def _ranks(study: Study, groups: list[Group], replicates: int, seed: int) -> ranking.RankTable | None:
@@ -272,11 +297,10 @@ def rows(results: Results) -> list[tuple]:
                     figure, _, label = name.partition("/")
                     found.append((at[0], word, *at[1:], 1.0, against, figure, label, *values(value), cases, patients))
     for task, curves in results.curves.items():
-        group = results.of(task)
         for word, curve in curves.items():
             for k in range(1, len(curve.sizes)):
                 value = interval(float(curve.errors.point[k]), curve.errors.drawn[k])
-                counts = len(group.first.test.key), group.patients
+                counts = curve.cases, curve.patients
                 found.append((task, word, ALL, TRAINED, EVERY, 0.5**k, "", "error", "", *values(value), *counts))
     return found
 

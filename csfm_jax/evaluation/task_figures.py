@@ -73,8 +73,7 @@ def judged_by(task: Task, outputs: Sequence[str], values: np.ndarray, labels: np
     if task.kind == "signal":
         return Figures([signal_figures.reader(outputs, values, task.metrics)])
     exclusive = [_agreement(values, labels, ("accuracy", "kappa", "macro_f1"))] if task.kind == "multiclass" else []
-    values, labels = _whole(task, values, labels)
-    return Figures([*exclusive, _ranked("auroc", metrics.auroc, outputs, values, labels)])
+    return Figures([*exclusive, _ranked("auroc", metrics.auroc, task, outputs, values, labels)])
 
 
 def validated_by(task: Task, outputs: Sequence[str], values: np.ndarray, labels: np.ndarray) -> Figures:
@@ -107,11 +106,8 @@ def all_of(
         return Figures([_regression(outputs, values, labels), _z_error(values, labels, np.asarray(scale))])
     if task.kind == "signal":
         return Figures([signal_figures.reader(outputs, values, signal_figures.EVERY)])
-    readers = [
-        _ranked("auroc", metrics.auroc, outputs, values, labels),
-        _ranked("average_precision", metrics.average_precision, outputs, values, labels),
-        _ranked("sensitivity_at_specificity", metrics.sensitivity_at_specificity, outputs, values, labels),
-    ]
+    ranked = (metrics.auroc, metrics.average_precision, metrics.sensitivity_at_specificity)
+    readers = [_ranked(figure.__name__, figure, task, outputs, values, labels) for figure in ranked]
     if task.kind == "multiclass":
         at = _agreement(values, labels, ("accuracy", "balanced_accuracy", "kappa", "macro_f1"))
     else:
@@ -171,14 +167,6 @@ def replicate(
     }
 
 
-def _whole(task: Task, values, labels):
-    """Of exclusive classes, the cases with exactly one."""
-    if task.kind != "multiclass":
-        return values, labels
-    whole = _classes(labels) >= 0
-    return values[whole], labels[whole]
-
-
 def _classes(labels: np.ndarray) -> np.ndarray:
     """[n] int, -1 where a case has not exactly one class."""
     known = ~np.isnan(labels).any(axis=1) & (np.nansum(labels, axis=1) == 1)
@@ -190,8 +178,8 @@ def _named(name: str, outputs: Sequence[str], found: metrics.Macro, mean: str = 
     return {f"{mean}{name}": found.value} | each
 
 
-def _ranked(name, figure, outputs, values, labels) -> Reader:
-    ready = metrics.MacroFigure(figure, values, labels)
+def _ranked(name, figure, task, outputs, values, labels) -> Reader:
+    ready = metrics.MacroFigure(figure, values, exclusive_or_any(task, labels))
     return lambda weights: _named(name, outputs, ready.under(weights))
 
 

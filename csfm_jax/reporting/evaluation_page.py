@@ -27,7 +27,7 @@ _SHOWN = {
 }  # fmt: skip
 NAMES = {
     "macro_auroc": "AUROC", "macro_average_precision": "AUPRC", "macro_f1": "F1", "brier": "Brier score",
-    "macro_sensitivity_at_specificity": "sensitivity at 95 % specificity", "calibration_error": "ECE",
+    "macro_sensitivity_at_specificity": "sensitivity at 95 % specificity, of the test ROC", "calibration_error": "ECE",
     "calibration_error_scaled": "ECE, temperature-scaled", "z_error": "z-normalised MAE", "r2": "R²",
     "mean_absolute_error": "MAE", "concordance": "Harrell's C",
     "root_mean_square_error": "RMSE", "correlation": "Pearson's r", "heart_rate_error": "heart rate error (1/min)",

@@ -28,8 +28,13 @@ _VALUE = "best.json"
 
 def place(workdir: Path) -> Path:
     """Where a fine-tuned model is to be read: the best step where one was kept, else the work directory."""
+    return Path(workdir) / FOLDER if kept(workdir) else Path(workdir)
+
+
+def kept(workdir: Path) -> bool:
+    """Whether a step was: none is where no measurement of held-out recordings had the figure."""
     there = Path(workdir) / FOLDER
-    return there if there.is_dir() and finished_steps(there / "checkpoints") else Path(workdir)
+    return there.is_dir() and bool(finished_steps(there / "checkpoints"))
 
 
 class Best:

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from small_stores import recording, write_store
 
 from csfm_jax import cli
 from csfm_jax.config import TrainingConfig
+from csfm_jax.evaluation import cells
 from csfm_jax.models import config as model_config
 from csfm_jax.training import best, checkpoint
 from csfm_jax.training.best import Best
@@ -96,6 +98,18 @@ def test_a_fine_tuning_keeps_its_best_step(tmp_path, fine_tuning):
     last = checkpoint.restore_params(tmp_path / "run")[1]
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, last)
     assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_a_run_without_the_figure_says_that_its_last_step_is_what_there_is(tmp_path, fine_tuning, monkeypatch, capsys):
+    monkeypatch.setattr(TaskValidation, "measure", lambda *_: {"validation/macro_auroc": math.nan})
+    assert cli.main(fine_tuning) == 0 and "no step was kept as the best" in capsys.readouterr().out
+    (tmp_path / "run").rename(tmp_path / "fine_tuning")
+    assert best.place(tmp_path / "fine_tuning") == tmp_path / "fine_tuning"
+    config = SimpleNamespace(training=TrainingConfig(keep_best="first"))
+    cell = SimpleNamespace(model=SimpleNamespace(kind="finetuned"), config=config, folder=tmp_path)
+    assert cells._read_at_last_step(cell)
+    config.training = TrainingConfig()
+    assert not cells._read_at_last_step(cell)
 
 
 @pytest.mark.parametrize(

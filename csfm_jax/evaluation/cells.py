@@ -48,7 +48,7 @@ def run(cell: Cell) -> None:
         cell.note(told | {"failed": str(error)})
         return
     if before and before["failed"] is None and not cell.wanted(there):
-        cell.note(before | told)
+        cell.note(before | {"unchecked": told["unchecked"]})  # the rest is of the commands that made it
         return
     cell.note(told | {"failed": "not finished"})  # from here on, what lies there is of these weights
     try:

@@ -33,9 +33,15 @@ def toy_config(**encoder) -> Config:
 
 def toy_params(config: Config, seed: int = 5) -> dict:
     """Parameters of the whole objective, drawn by NumPy: compiling JAX's initialisers takes longer than any test."""
-    abstract = nnx.state(nnx.eval_shape(lambda: objectives.build(config, rngs=nnx.Rngs(0))), nnx.Param)
+    return toy_model(config, seed)[1]
+
+
+def toy_model(config: Config, seed: int = 5) -> tuple[nnx.GraphDef, dict]:
+    """The objective, to be merged with its parameters, and these, as of `toy_params`."""
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: objectives.build(config, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: rng.normal(0.05, 0.3, x.shape).astype(np.float32), nnx.to_pure_dict(abstract))
+    params = nnx.to_pure_dict(abstract)
+    return graphdef, jax.tree.map(lambda x: rng.normal(0.05, 0.3, x.shape).astype(np.float32), params)
 
 
 def write_checkpoint(

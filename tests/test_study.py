@@ -281,6 +281,33 @@ def test_no_error_of_one_cell_takes_the_others_along(error, place, tmp_path, mon
     assert set(table(tmp_path / "study").model) == {f"random:{place / 'toy'}"}
 
 
+def test_what_fails_of_a_later_command_takes_no_earlier_figure_away(place, tmp_path, monkeypatch, capsys):
+    def without_ppg(cell, subsets):
+        real(cell, [subset for subset in subsets if subset.word != "ppg"])
+        raise BadInput("ppg", "nothing", "a pulse", "look")
+
+    def figures():
+        found = table(tmp_path / "study")
+        found = found[(found.figure == "macro_auroc") & (found.against == "") & (found.recordings == "all")]
+        return {*zip(found.model.str.partition(":")[0], found.sensors)}
+
+    def gone_on(sensors):
+        code = cli.main(words(place, tmp_path / "study", f"--sensors={sensors}"))
+        return code, "a pulse" in capsys.readouterr().out, "What failed" in page.read_text()
+
+    real, page = cell_tables.table_files, tmp_path / "study" / "report.html"
+    assert gone_on("all,2") == (0, False, False)
+    before = figures()
+    assert before == {(kind, sensors) for kind in ("linear", "random") for sensors in ("all", "2")}
+    with monkeypatch.context() as patch:
+        patch.setattr(cell_tables, "table_files", without_ppg)
+        assert gone_on("all,2,ppg") == (1, True, True) and figures() == before
+        assert gone_on("all") == (0, False, False)  # which lacks nothing
+        assert gone_on("all,2,ppg") == (1, True, True)
+    assert gone_on("all,2,ppg") == (0, False, False)
+    assert figures() == before | {("linear", "ppg"), ("random", "ppg")}
+
+
 def test_a_full_disk_ends_the_study(place, tmp_path, monkeypatch, capsys):
     def full(cell, subsets):
         raise OSError(errno.ENOSPC, "No space left on device", "somewhere")

@@ -117,9 +117,18 @@ class Cell:
 
     @property
     def status(self) -> dict:
-        """What was written of it: {"failed": reason or None, "left_out": {sensors: reason}, ...}; {} before."""
+        """What was written of it: {"failed": reason or None, "left_out": {sensors: reason}, ...}; {} before.
+
+        Where "unfinished" tells why something is missing, what it had before that was wanted stands.
+        """
         path = self.folder / "cell.json"
         return json.loads(path.read_text()) if path.is_file() else {}
+
+    @property
+    def failure(self) -> str | None:
+        """Why it has no predictions, or lacks some; None of one that is complete."""
+        status = self.status
+        return status.get("failed", "not run") or status.get("unfinished")
 
     def note(self, values: dict) -> None:
         """Writes cell.json, whole or not at all."""

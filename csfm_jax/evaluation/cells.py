@@ -47,17 +47,24 @@ def run(cell: Cell) -> None:
     except BadInput as error:
         cell.note(told | {"failed": str(error)})
         return
-    if before and before["failed"] is None and not cell.wanted(there):
-        cell.note(before | {"unchecked": told["unchecked"]})  # the rest is of the commands that made it
+    complete = bool(before) and before["failed"] is None
+    if complete and not cell.wanted(there):
+        kept = {name: value for name, value in before.items() if name != "unfinished"}
+        cell.note(kept | {"unchecked": told["unchecked"]})  # the rest is of the commands that made it
         return
-    cell.note(told | {"failed": "not finished"})  # from here on, what lies there is of these weights
+
+    def note_without(why: str) -> None:
+        """Of a cell that was complete before this command wanted more of it, the figures stand."""
+        cell.note(before | told | {"unfinished": why} if complete else told | {"failed": why})
+
+    note_without("not finished")  # from here on, what lies there is of these weights
     try:
         make = cell_tables.table_files if cell.model.kind in TABULAR else network_files
         make(cell, there)
         told |= {"unread": _read_elsewhere(cell), "last_step": _read_at_last_step(cell)}
         cell.note(told | {"failed": None, "seconds": round(time.time() - began, 1)})
     except BadInput as error:
-        cell.note(told | {"failed": str(error)})
+        note_without(str(error))
     except Stopped:
         raise
     except Exception as error:
@@ -65,7 +72,7 @@ def run(cell: Cell) -> None:
             raise
         # its text may name anything; the place in the code goes to the terminal, and the others go on
         sys.excepthook(*sys.exc_info())
-        cell.note(told | {"failed": f"{type(error).__name__}, see the output of the command"})
+        note_without(f"{type(error).__name__}, see the output of the command")
 
 
 def _unchecked(cell: Cell) -> list[str]:

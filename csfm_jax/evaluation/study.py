@@ -72,8 +72,7 @@ class Study:
     @property
     def failures(self) -> dict[tuple[str, str], str]:
         """(task, model) -> reason."""
-        found = {(c.task.name, c.model.word): c.status.get("failed", "not run") for c in self.cells}
-        return {name: why for name, why in found.items() if why is not None}
+        return {(cell.task.name, cell.model.word): why for cell in self.cells if (why := cell.failure)}
 
 
 def plan(
@@ -232,7 +231,7 @@ def run(study: Study) -> None:
             cells.run(cell)
         except BadInput as error:  # other weights: what lies there stays
             cell.note(cell.status | {"failed": str(error)})
-        if why := cell.status.get("failed"):
+        if why := cell.failure:
             print(f"  failed: {why}", flush=True)
 
 

@@ -84,8 +84,12 @@ def _setup(of_folds: list[TaskSetup]) -> TaskSetup:
 
 def _pool(whole: Cell, of_folds: list[Cell]) -> None:
     """Writes a cell's predictions: those of all folds, with the number of the fold."""
-    failed = [f"fold {i} of {len(of_folds)}: {why}" for i, cell in enumerate(of_folds, 1)
-              if (why := cell.status.get("failed", "not run")) is not None]  # fmt: skip
+    told = [
+        (f"fold {i} of {len(of_folds)}", cell.status or {"failed": "not run"}) for i, cell in enumerate(of_folds, 1)
+    ]
+    failed, unfinished = (
+        [f"{fold}: {why}" for fold, status in told if (why := status.get(name))] for name in ("failed", "unfinished")
+    )
     left_out = {word: why for cell in of_folds for word, why in cell.status.get("left_out", {}).items()}
     if not failed:
         try:
@@ -96,6 +100,7 @@ def _pool(whole: Cell, of_folds: list[Cell]) -> None:
         except BadInput as error:
             failed = [str(error)]
     unchecked = sorted({name for cell in of_folds for name in cell.status.get("unchecked", [])})
-    told = {"weights": whole.model.identity, "left_out": left_out, "unchecked": unchecked}
-    told["last_step"] = any(cell.status.get("last_step") for cell in of_folds)
-    whole.note(told | {"failed": failed[0] if failed else None})
+    status = {"weights": whole.model.identity, "left_out": left_out, "unchecked": unchecked}
+    status["last_step"] = any(cell.status.get("last_step") for cell in of_folds)
+    status["failed"], status["unfinished"] = (next(iter(each), None) for each in (failed, unfinished))
+    whole.note(status)

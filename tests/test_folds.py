@@ -16,7 +16,7 @@ from test_study import PEOPLE, cohort, furnished, words
 
 from csfm_jax import cli, tasks
 from csfm_jax.config import from_dict
-from csfm_jax.evaluation import prediction_files, study_folds, task_figures
+from csfm_jax.evaluation import cell_tables, prediction_files, study_folds, task_figures
 from csfm_jax.evaluation.decisions import choose_thresholds
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.evaluation.study import TaskSetup
@@ -177,7 +177,7 @@ def test_a_model_of_a_fold_is_read_and_calibrated_on_it(studied, place, tmp_path
     assert FineTuned.load(model).on_fold(other)[0].fold is None  # of patients whom nobody taught it on
 
 
-def test_what_was_done_is_kept_and_a_failed_fold_is_told(studied, place, tmp_path, capsys):
+def test_what_was_done_is_kept_and_a_failed_fold_is_told(studied, place, tmp_path, capsys, monkeypatch):
     study = shutil.copytree(studied, tmp_path / "study")
     (cell,) = (study / f"fold-2-of-{OF}" / "cells" / "simulated_rhythm").glob("linear*")
     (cell / "predictions" / "all.trained.test.parquet").unlink()
@@ -186,6 +186,20 @@ def test_what_was_done_is_kept_and_a_failed_fold_is_told(studied, place, tmp_pat
                   "--label-fractions=1/2")  # fmt: skip
     assert cli.main(given) == 0  # made again
     assert told(study, "auroc", "rate/fast", "linear") == told(studied, "auroc", "rate/fast", "linear")
+
+    def without_fold_2(cell, subsets):
+        if str(cell.settings.stores[0].fold) == f"2/{OF}":
+            raise BadInput("lead I", "nothing", "a lead", "look")
+        real(cell, subsets)
+
+    real = cell_tables.table_files
+    with monkeypatch.context() as patch:
+        patch.setattr(cell_tables, "table_files", without_fold_2)
+        assert cli.main([*given, "--sensors=all,2,1"]) == 1
+    assert f"linear:{place / 'toy'}: fold 2 of {OF}: lead I" in capsys.readouterr().out
+    assert told(study, "auroc", "rate/fast", "linear") == told(studied, "auroc", "rate/fast", "linear")
+    assert {r["sensors"] for r in pq.read_table(study / "results.parquet").to_pylist()} == {"all", "2"}
+
     (cell / "cell.json").write_text(json.dumps(status | {"weights": {"kind": "other"}}))
     assert cli.main(given) == 1
     assert f"fold 2 of {OF}: " in capsys.readouterr().out

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from csfm_jax import sharding
 from csfm_jax.config import Config, find, from_dict, load
+from csfm_jax.evaluation.study_models import BASELINES
 from csfm_jax.models import backbone_config, convolution, flops
 from csfm_jax.models import config as model_config
 from csfm_jax.models.backbones import build_encoder
@@ -222,7 +223,7 @@ def test_flops_are_near_the_compilers(name, sizes):
     assert flops.count(config).train == 3 * flops.count(config).forward
 
 
-@pytest.mark.parametrize("name", ["benchmark_s4", "benchmark_net1d"])
+@pytest.mark.parametrize("name", BASELINES)
 def test_shipped_baselines_can_be_built_and_their_headers_count_right(name):
     config = load(name)
     backbone_config.check(config)

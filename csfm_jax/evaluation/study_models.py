@@ -22,7 +22,7 @@ FINE_TUNED = {
     "scratch": (),
 }
 PROBED = ("linear", "random")
-BASELINES = ("benchmark_s4", "benchmark_net1d")
+BASELINES = ("benchmark_s4", "benchmark_net1d", "benchmark_xresnet1d")
 TREES = "trees"
 TABULAR = (*PROBED, TREES)  # fitted on a table of features
 _WHICH = ("path", "step", "weights", "sha256")  # of a provenance: which weights

@@ -18,9 +18,9 @@ from data_pipelines.config import DataConfig, TokenConfig, WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.quality import window_quality
 from data_pipelines.signals import CSFM_CHANNELS, MODALITIES
+from data_pipelines.store import SPLITS
 
 GRID = 25  # starts per second
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

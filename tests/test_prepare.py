@@ -41,6 +41,7 @@ class Cohort:
     note: str = ""
     people: str = ""
     hashed: bool = False
+    given: str = ""
     key: str = ""
 
     def entries(self):
@@ -294,7 +295,7 @@ def test_full_disk_keeps_what_is_done(whole, tmp_path, monkeypatch, capsys):
             raise OSError(28, "No space left on device", str(names[0]))
         real(*names)
 
-    monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda where: [Cohort()])
+    monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda *_: [Cohort()])
     words = ["prepare", "--source", "x", "--output", str(tmp_path / "s"), "--shards", "3", "--keep-reports"]
     with monkeypatch.context() as patched:
         patched.setattr("os.replace", no_room)
@@ -305,7 +306,7 @@ def test_full_disk_keeps_what_is_done(whole, tmp_path, monkeypatch, capsys):
 
 
 def test_keys(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda where: [Cohort(public=False, subjects=3)])
+    monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda *_: [Cohort(public=False, subjects=3)])
     words = ["prepare", "--source=x", f"--output={tmp_path / 's'}"]
     assert cli.main(words) == 2 and "--new-key=FILE" in capsys.readouterr().err
     assert cli.main([*words, f"--key-file={tmp_path / 'none'}"]) == 2
@@ -324,7 +325,7 @@ def test_keys(tmp_path, monkeypatch, capsys):
 
 def test_command_with_several_sources(tmp_path, monkeypatch, capsys):
     sources = [Cohort(name="a", subjects=3), Cohort(name="b", dead=True), Cohort(name="c", subjects=4, note="old")]
-    monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda where: sources)
+    monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda *_: sources)
     assert cli.main(["prepare", "--source=x", f"--output={tmp_path / 'all'}"]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("csfm prepare: b: found no usable recording") and err.endswith("\nc: old\n")

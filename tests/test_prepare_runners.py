@@ -191,7 +191,7 @@ def test_workers_that_are_killed_again_are_told_in_one_line(whole, tmp_path, mon
 
 
 def test_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda where: [Cohort()])
+    monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda *_: [Cohort()])
     words = ["prepare", "--source=x", f"--output={tmp_path / 's'}", "--shards=4"]
     assert cli.main([*words, "--shard=1/2"]) == 0 and "2 shards of other jobs" in capsys.readouterr().out
     assert cli.main([*words, "--runner=shard"]) == 2 and "--shard=i/n" in capsys.readouterr().err

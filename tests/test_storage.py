@@ -697,7 +697,7 @@ def test_jobs_of_an_array_send_one_store(whole, s3, tmp_path):
 
 
 def test_the_command(s3, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda where: [Cohort(subjects=3)])
+    monkeypatch.setattr("data_pipelines.datasets.open_sources", lambda *_: [Cohort(subjects=3)])
     assert cli.main(["prepare", "--source=x", "--output=s3://bucket/s"]) == 0
     assert capsys.readouterr().out.startswith("s3://bucket/s: 6 recordings of 3 subjects")
     assert cli.main(["data", "s3://bucket/s"]) == 0

@@ -79,6 +79,10 @@ def _describe(store) -> list[str]:
     ]
     names = ", ".join(f"{CHANNELS[c].name} {n}" for c, n in sorted(channels.items()))
     quarantined = store.manifest["files"].get("quarantine.jsonl", {}).get("count", 0)
+    labelled: dict[str, np.ndarray] = {}  # by the patterns that a task may name
+    for name, values in store.labels().items():
+        group = name.split("/")[0] + ("/*" if "/" in name else "")
+        labelled[group] = labelled.get(group, False) | ~np.isnan(values)
     return [
         f"{store.name}  ({store.path}, preprocessing {store.spec})",
         f"  recordings   {len(index.split)} of {len(np.unique(index.subject))} subjects",
@@ -86,6 +90,7 @@ def _describe(store) -> list[str]:
         "  splits       " + ", ".join(splits),
         f"  channels     {names}",
         f"  reports      {np.count_nonzero(index.has_report)}",
+        "  labels       " + ", ".join(f"{name} {np.count_nonzero(has)}" for name, has in sorted(labelled.items())),
         f"  quarantined  {quarantined}",
     ]
 

@@ -159,8 +159,7 @@ def from_stores(encoder, where: str, verify: str) -> Iterator[Table]:
     from tqdm import tqdm
 
     from csfm_jax.evaluation.features import embed_stores
-    from csfm_jax.evaluation.protocol import SPLITS
-    from data_pipelines.store import open_stores
+    from data_pipelines.store import SPLITS, open_stores
 
     stores = open_stores(where, verify)
     present = [split for i, split in enumerate(SPLITS) if any((s.index.split == i).any() for s in stores)]

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from csfm_jax import config as configs
 from csfm_jax import recipes, tasks
 from csfm_jax.config import Config, MeshConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
+from csfm_jax.tasks import own
 from csfm_jax.tasks.config import AdaptationConfig
 from data_pipelines.config import DataConfig, WindowConfig
 from data_pipelines.errors import BadInput
@@ -36,7 +37,9 @@ def arguments(parser) -> None:
         "--checkpoint", required=True,
         help="work directory or step of `csfm train`, published CSFM weights, or `random`",
     )  # fmt: skip
-    parser.add_argument("--task", required=True, help="one of " + ", ".join(sorted(tasks.TASKS)))
+    parser.add_argument(
+        "--task", required=True, help=f"one of {', '.join(sorted(tasks.TASKS))}; or of own labels: {own.FORM}"
+    )
     parser.add_argument("--workdir", required=True, help="the run's folder, here or at gs:// or s3://; made if absent")
     parser.add_argument("--store", required=True, help="a store, a folder of stores, or several separated by commas")
     parser.add_argument("--config", help="with --checkpoint=random: a config file or the name of a shipped one")

@@ -31,6 +31,7 @@ def arguments(parser):
     add("--shard", metavar="i/n", help="write the share of job i of n, from 0 (implies --runner=shard)")
     add("--beam", action="append", default=[], metavar="OPTION", help="an option for Beam, e.g. --beam=--runner=Flink")
     add("--channels", type=Path, metavar="CSV", help="a site's own channel names: name,standard")
+    add("--labels", type=Path, metavar="CSV", help="a site's own labels: recording[,subject][,split],label,label,...")
     add("--derive-leads", action="store_true", help="add III, aVR, aVL, aVF where only I and II are stored")
     add("--spec", default="csfm-jax", help="preprocessing: csfm-jax (default) or csfm-published")
     keys = parser.add_mutually_exclusive_group()
@@ -59,7 +60,7 @@ def run(args):
         "derive": args.derive_leads, "names": read_channel_table(args.channels) if args.channels else None,
         "runner": runner, "share": parse_share(args.shard) if runner == "shard" else (0, 1), "beam_options": args.beam,
     }  # fmt: skip
-    sources = open_sources(args.source)
+    sources = open_sources(args.source, args.labels)
     key = read_key(args.key_file) if args.key_file else new_key(args.new_key) if args.new_key else None
     if others := left_out(args.source, sources):
         # a folder's name may be a person's

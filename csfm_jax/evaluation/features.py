@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csfm_jax.evaluation.protocol import SPLITS
 from csfm_jax.loaded_encoder import LoadedEncoder
 from data_pipelines import loader, windows
 from data_pipelines.batch import TokenBatch
 from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
-from data_pipelines.store import Store, check_spec
+from data_pipelines.store import SPLITS, Store, check_spec
 
 
 class Windows(NamedTuple):

@@ -16,8 +16,8 @@ from data_pipelines.errors import BadInput
 from data_pipelines.loader import pack_windows
 from data_pipelines.preprocess import INVALID, PreparedRecording
 from data_pipelines.signals import CHANNELS, modality_of
-from data_pipelines.store import Store
-from data_pipelines.windows import GRID, SPLITS
+from data_pipelines.store import SPLITS, Store
+from data_pipelines.windows import GRID
 
 _AT_ONCE = 16  # recordings whose windows are in memory together
 AS_IT_IS, LATER = "as it is", "the next window"

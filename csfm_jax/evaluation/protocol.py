@@ -7,8 +7,7 @@ import numpy as np
 
 from csfm_jax.evaluation import bootstrap, metrics, probes
 from data_pipelines.errors import BadInput
-
-SPLITS = ("train", "validation", "test")
+from data_pipelines.store import SPLITS
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,9 @@ def plan(
     setups = [_setup(task, settings, sensor_words) for task in found]
     _check_sensors(sensor_words, setups)
     made = [
-        Cell(_of_task(settings, s), s.task, model, s.resolved, s.subsets, folder / "cells" / s.task.name / model.folder)
+        Cell(_of_task(settings, s), s.task, model, s.resolved, s.subsets, cells / model.folder)
         for s in setups
+        for cells in [folder / "cells" / study_models.folder_name(s.task.name, s.task.name)]
         for model in models
         if model.kind != "given" or model.config.adaptation.task == s.task.name
     ]

@@ -55,7 +55,7 @@ def pool(studies: list[Study], folder: Path) -> Study:
     resolved = {setup.task.name: setup.resolved for setup in setups}
     made = []
     for number, cell in enumerate(first.cells):
-        target = folder / "pooled" / cell.task.name / cell.model.folder
+        target = folder / "pooled" / cell.folder.parent.name / cell.folder.name
         made.append(dataclasses.replace(cell, resolved=resolved[cell.task.name], folder=target))
         _pool(made[-1], [study.cells[number] for study in studies])
     return dataclasses.replace(first, tasks=setups, cells=made, pair=None, folder=folder, folds=len(studies))

@@ -54,11 +54,8 @@ class Model:
 
     @property
     def folder(self) -> str:
-        """The word as a folder's name: legible, and another one for every word."""
-        if re.fullmatch(r"\w+", self.word):
-            return self.word
-        legible = re.sub(r"[^\w.-]+", "-", f"{self.kind}-{self.source.rstrip('/').rpartition('/')[2]}")
-        return f"{legible[:40]}-{hashlib.sha256(self.word.encode()).hexdigest()[:8]}"
+        """The name of its folders."""
+        return folder_name(self.word, f"{self.kind}-{self.source.rstrip('/').rpartition('/')[2]}")
 
     @property
     def init(self) -> str:
@@ -84,6 +81,14 @@ class Model:
 
 def _field(word: str) -> str:
     return word.partition("=")[0].removeprefix("--config.")
+
+
+def folder_name(word: str, short: str) -> str:
+    """A word of the command as a folder's name: itself, or legible, as `short` is, and another one for every word."""
+    if re.fullmatch(r"\w+", word):
+        return word
+    legible = re.sub(r"[^\w.-]+", "-", short)
+    return f"{legible[:40]}-{hashlib.sha256(word.encode()).hexdigest()[:8]}"
 
 
 def parse(words: str, stores: list[Store], overrides: list[str]) -> list[Model]:

@@ -19,20 +19,35 @@ _KNOWN = (
 )  # fmt: skip
 
 
-def open_sources(where: str | Path) -> list[Source]:
+def open_sources(where: str | Path, labels: Path | None = None) -> list[Source]:
     """Finds the datasets at a place.
 
     Args:
         where: "simulated" (options: "simulated:subjects=200,seed=0"); "tfds:FOLDER" (see `tfds_source`); the folder of
             a known dataset; a folder of such folders; or any other folder with recordings, which becomes one source
             named after the folder.
+        labels: a table of a site's own labels (`site_labels.read_labels`) for that other folder.
 
     Returns:
         One source or, for a folder of datasets, one for each that is recognised, by folder name.
 
     Raises:
-        BadInput: the folder is missing, or no recording is in it.
+        BadInput: the folder is missing, or no recording is in it; or labels are given of anything else.
     """
+    sources = _found(where, labels)
+    if labels is not None and not isinstance(sources[0], _folder_class()):
+        found = f"{', '.join(source.name for source in sources)}, which has labels of its own"
+        raise BadInput("--labels", found, "a folder of recordings that is no known dataset", "leave it out")
+    return sources
+
+
+def _folder_class() -> type[Source]:
+    from data_pipelines.datasets.folder import RecordingFolder
+
+    return RecordingFolder
+
+
+def _found(where: str | Path, labels: Path | None) -> list[Source]:
     if str(where).split(":")[0] == "simulated":
         from data_pipelines.datasets.simulated import Simulated
 
@@ -58,9 +73,7 @@ def open_sources(where: str | Path) -> list[Source]:
         notes = formats.left_out_notes(formats.find(folder)[1], folder)
         found = "; ".join(["no recording", *notes])
         raise BadInput(folder, found, expected, "check the path or the download")
-    from data_pipelines.datasets.folder import RecordingFolder
-
-    return [RecordingFolder(folder)]
+    return [_folder_class()(folder, labels)]
 
 
 def left_out(where: str | Path, sources: list[Source]) -> list[str]:

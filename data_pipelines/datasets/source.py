@@ -47,6 +47,7 @@ class Source(ABC):
             true, and filters would carry some of it back.
         licence, citation: for model cards. download: how people with credentials get it.
         with_reports: whether `read` adds reports, which may be a large table of their own.
+        given: what decides its labels besides its files, as one text: of a table of the site's own; "" = nothing.
         note: what a user should be told about this copy of the dataset, once it is listed; "" = nothing.
     """
 
@@ -60,6 +61,7 @@ class Source(ABC):
     licence = ""
     citation = ""
     download = ""
+    given = ""
     note = ""
     with_reports = True
 
@@ -115,11 +117,14 @@ def sorted_entries(entries: list[Entry], where: Path) -> list[Entry]:
     return entries
 
 
-def read_table(path: Path, columns: Sequence[str], unique: str | None = None) -> list[dict[str, str]]:
+def read_table(
+    path: Path, columns: Sequence[str], unique: str | None = None, remedy: str = "use the original file"
+) -> list[dict[str, str]]:
     """Reads a CSV file.
 
     Args:
-        columns: those that must be there. unique: one whose fields must differ from row to row.
+        columns: those that must be there. unique: one whose fields must differ from row to row. remedy: what to do
+            about a table that is wrong.
 
     Returns:
         Column -> field of every row.
@@ -137,14 +142,12 @@ def read_table(path: Path, columns: Sequence[str], unique: str | None = None) ->
             path, f"a table that cannot be read ({type(error).__name__})", "a CSV file", "replace it"
         ) from None
     if missing:
-        raise BadInput(
-            path, f"no column {', '.join(missing)}", f"columns {', '.join(columns)}", "use the original file"
-        )
+        raise BadInput(path, f"no column {', '.join(missing)}", f"columns {', '.join(columns)}", remedy)
     if short := next((i for i, row in enumerate(rows, 2) if any(row[name] is None for name in columns)), None):
-        raise BadInput(path, f"row {short} cut off", f"columns {', '.join(columns)}", "use the original file")
+        raise BadInput(path, f"row {short} cut off", f"columns {', '.join(columns)}", remedy)
     if unique is not None and len({row[unique].strip() for row in rows}) < len(rows):
         found = f"rows of one {unique}"  # which of them is right, nobody can tell
-        raise BadInput(path, found, f"a {unique} of its own in every row", "use the original file")
+        raise BadInput(path, found, f"a {unique} of its own in every row", remedy)
     return rows
 
 

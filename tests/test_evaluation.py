@@ -1,11 +1,15 @@
 """Metrics against scikit-learn, the bootstrap against what is known of it, and probes on data with a known answer."""
 
+import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lifelines import CoxPHFitter
 
-from csfm_jax.evaluation import bootstrap, metrics, probes, protocol
+from csfm_jax.evaluation import bootstrap, metrics, probes, protocol, survival
+from csfm_jax.objectives import losses
 from data_pipelines.errors import BadInput
 
 
@@ -138,6 +142,52 @@ def test_ridge_probe_answers_in_the_labels_unit():
     scores = probes.ridge(train, validation, test).scores[:, 0]
     assert metrics.r2(scores, test.labels[:, 0])[0] > 0.95
     assert metrics.mean_absolute_error(scores, test.labels[:, 0])[0] < 1.2
+
+
+def survivors(seed, n, ties=False):
+    """Cases of four features, of which three tell when; a third is censored."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 4))
+    time = rng.exponential(np.exp(-x @ [1.0, 0.5, 0.0, -0.3]))
+    return probes.Cases(x, np.c_[rng.random(n) < 0.67, np.round(time, 1) if ties else time])
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1e-1, 10.0])
+def test_the_cox_probe_is_lifelines_at_every_strength(strength, monkeypatch):
+    train, test = survivors(0, 300), survivors(1, 100)
+    monkeypatch.setattr(probes, "STRENGTHS", (1e-4, strength))  # the path goes on from one to the next
+    monkeypatch.setattr(probes, "_chosen", lambda tables, losses: tables[1, :, 0])
+    found = probes.cox(train, survivors(2, 100), test)
+    scaled = [(cases.features - train.features.mean(0)) / train.features.std(0) for cases in (train, test)]
+    frame = pd.DataFrame(np.c_[scaled[0], train.labels], columns=[*"abcd", "event", "time"])
+    deviation = scaled[0].std(0, ddof=1)[0]  # lifelines' penalty is of features of this deviation 1
+    model = CoxPHFitter(penalizer=deviation**-2 / (strength * 300)).fit(
+        frame, "time", "event", fit_options={"precision": 1e-12}
+    )
+    np.testing.assert_allclose(found, scaled[1] @ model.params_.to_numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_partial_likelihood_is_that_of_training_and_its_gradient_that_of_differences():
+    labels, risk = survivors(3, 60, ties=True).labels, np.random.default_rng(4).normal(0, 3, 60)
+    loss, gradient = probes._RiskSets.of(labels).loss(risk)
+    expected = losses.cox(jnp.asarray(risk)[:, None], jnp.asarray(labels))
+    assert loss == pytest.approx(float(expected.value.sum()), rel=1e-5)
+    step = 1e-5
+    for i in range(60):
+        low, high = (probes._RiskSets.of(labels).loss(risk + sign * step * (np.arange(60) == i))[0] for sign in (-1, 1))
+        assert gradient[i] == pytest.approx((high - low) / (2 * step), abs=1e-5)
+
+
+def test_the_cox_probe_leaves_out_what_is_not_known_and_survives_without_events():
+    train, validation, test = (survivors(seed, 200) for seed in (5, 6, 7))
+    holes = np.r_[train.labels, [[np.nan, 1.0], [1.0, np.nan]]]
+    more = probes.Cases(np.r_[train.features, train.features[:2]], holes)
+    whole, some = probes.cox(train, validation, test), probes.cox(more, validation, test)
+    assert survival.concordance(whole.scores[:, 0], test.labels[:, 1], test.labels[:, 0]) > 0.7
+    assert survival.concordance(some.scores[:, 0], whole.scores[:, 0], np.ones(200))[0] < 0.05  # in the same order
+    nobody = probes.Cases(train.features, train.labels * [0, 1])
+    assert not probes.cox(nobody, validation, test).scores.any()
+    assert probes.cox(train, nobody, test).strength == probes.STRENGTHS[0]
 
 
 def _recordings(n=360, seed=0):

@@ -216,11 +216,14 @@ def test_own_tasks_go_from_a_table_to_predictions_and_figures(site, store, tmp_p
     event, years = table["label/rhythm/fast"], table["label/years"]
     assert shown == pytest.approx(survival.concordance(table["prediction/rhythm/fast"], years, event)[0], abs=1e-4)
 
-    study = ["--tasks=multilabel:rhythm/*,regression:rate", f"--models=linear:{toy}", f"--workdir={tmp_path / 'study'}"]
+    words = ("multilabel:rhythm/*", "regression:rate", "survival:rhythm/fast+years")
+    study = [f"--tasks={','.join(words)}", f"--models=linear:{toy}", f"--workdir={tmp_path / 'study'}"]
     assert cli.main(["evaluate", *study, *common, "--bootstrap=20"]) == 0
     cells = {path.parent.name.split("-")[0]: path for path in (tmp_path / "study").glob("cells/*/linear-*")}
-    assert {*cells} == {"multilabel", "regression"}
+    assert {*cells} == {"multilabel", "regression", "survival"}
     read = pq.read_table(cells["multilabel"] / "predictions" / "all.trained.test.parquet").to_pandas()
     figures = pq.read_table(tmp_path / "study" / "results.parquet").to_pandas()
-    (auroc,) = figures[(figures.task == "multilabel:rhythm/*") & (figures.figure == "macro_auroc")].point
+    (auroc,) = figures[(figures.task == words[0]) & (figures.figure == "macro_auroc")].point
+    (found,) = figures[(figures.task == words[2]) & (figures.figure == "concordance")].point
+    assert found > 0.6  # of beats at 1 and 3 Hz
     assert auroc == roc_auc_score(read["label/rhythm/fast"], read["prediction/rhythm/fast"])

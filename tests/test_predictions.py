@@ -185,8 +185,15 @@ def test_recordings_that_a_probe_is_sure_of_are_still_told_apart():
     assert (np.diff(test.values[:, 0]) > 0).all()
 
 
-@pytest.mark.parametrize("fit", [tabular.linear, lambda task: tabular.boosted(task, 0)], ids=["linear", "trees"])
-def test_what_knows_no_survival_times_says_so_in_one_line(fit):
-    with pytest.raises(BadInput, match="survival task.*use finetuned, attention, lora or scratch") as refused:
-        fit(tasks.get("code15_mortality"))
+@pytest.mark.parametrize(
+    "fit, task, told",
+    [
+        (tabular.linear, "lead_to_twelve", "task of signals.*use finetuned, lora or scratch"),
+        (lambda task: tabular.boosted(task, 0), "lead_to_twelve", "task of signals.*use finetuned, lora or scratch"),
+        (lambda task: tabular.boosted(task, 0), "code15_mortality", "survival task.*use linear, finetuned, lora"),
+    ],
+)
+def test_what_a_table_cannot_predict_is_told_in_one_line(fit, task, told):
+    with pytest.raises(BadInput, match=told) as refused:
+        fit(tasks.get(task))
     assert "\n" not in str(refused.value)

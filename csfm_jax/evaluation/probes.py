@@ -1,16 +1,17 @@
 """Linear probes on frozen embeddings: fitted on train subjects, tuned on validation subjects, read on test subjects.
 
 The strength of regularisation is the only thing tuned, by the same procedure for whatever encoder made the features.
-It is chosen for a group of labels together and by a proper score (cross-entropy, squared error), because AUROC on a
-handful of validation positives is mostly noise and is undefined where a class is absent.
+It is chosen for a group of labels together and by a proper score (cross-entropy, squared error, partial likelihood),
+because AUROC on a handful of validation positives is mostly noise and is undefined where a class is absent.
 """
 
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts load at their first use
 
-# C of the logistic regression, 1 / alpha of ridge; from strong regularisation to weak
+# C of the logistic and of Cox's regression, 1 / alpha of ridge; from strong regularisation to weak
 STRENGTHS = tuple(float(c) for c in 10.0 ** np.arange(-5.0, 1.5, 0.5))
 
 
@@ -27,7 +28,8 @@ class Probe:
     """What a probe said on the test cases.
 
     Attributes:
-        scores: [test cases, K]; the log-odds of each class, or the predicted value in the label's own unit.
+        scores: [test cases, K]; the log-odds of each class, the predicted value in the label's own unit, or (K = 1) the
+            log-hazard, up to a constant.
         strength: the regularisation chosen (C = 1 / alpha).
         validation: mean validation score of every strength tried (lower is better).
     """
@@ -84,6 +86,68 @@ def ridge(train: Cases, validation: Cases, test: Cases) -> Probe:
         tables.append(table)
         losses.append(loss)
     return _chosen(np.stack(tables, axis=-1), np.mean(losses, axis=0))
+
+
+def cox(train: Cases, validation: Cases, test: Cases) -> Probe:
+    """Cox's proportional hazards on standardised features; C by partial likelihood of the validation cases.
+
+    Args:
+        train, validation: labels [n, 2] are the event (0 or 1) and the time to it or to the end of observation; cases
+            that lack one of them are left out. With no event among the train cases all are at equal risk.
+    """
+    train_x, validation_x, test_x = _standardised(train, validation, test)
+    known, checked = (~np.isnan(cases.labels).any(axis=1) for cases in (train, validation))
+    learned = _RiskSets.of(train.labels[known])
+    check = _RiskSets.of(validation.labels[checked])
+    table, loss = np.zeros((len(STRENGTHS), len(test_x), 1)), np.zeros(len(STRENGTHS))
+    weights = np.zeros(train_x.shape[1])  # the path starts at the strongest regularisation
+    for i, strength in enumerate(STRENGTHS if learned.event.any() else ()):
+        weights = _hazard_weights(train_x[known], learned, strength, weights)
+        table[i, :, 0] = test_x @ weights
+        loss[i] = check.loss(validation_x[checked] @ weights)[0] / max(check.event.sum(), 1)
+    return _chosen(table, loss)
+
+
+@dataclass(frozen=True)
+class _RiskSets:
+    """Who is still observed at each time: order [n] of the cases by falling time, their event [n] in it, and the last
+    place [n] of it that has the same time."""
+
+    order: np.ndarray
+    event: np.ndarray
+    last: np.ndarray
+
+    @classmethod
+    def of(cls, labels: np.ndarray) -> "_RiskSets":
+        """labels: [n, 2], the event and the time."""
+        event, time = labels[:, 0] > 0.5, labels[:, 1]
+        order = np.argsort(-time, kind="stable")
+        falling = -time[order]
+        return cls(order, event[order], np.searchsorted(falling, falling, side="right") - 1)
+
+    def loss(self, log_hazard: np.ndarray) -> tuple[float, np.ndarray]:
+        """Minus the log partial likelihood of log-hazards [n], with Breslow's ties, and its gradient [n]."""
+        if not len(log_hazard):
+            return 0.0, np.zeros(0)
+        risk = log_hazard[self.order]
+        whole = np.logaddexp.accumulate(risk)[self.last]  # of everybody who is observed at that time or longer
+        # in logarithms, as a hazard may be too small for the sum that it is divided by
+        shares = np.logaddexp.accumulate(np.where(self.event, -whole, -np.inf)[::-1])[::-1]
+        first = np.searchsorted(self.last, self.last, side="left")  # place of the first case of the same time
+        gradient = np.empty(len(risk))
+        gradient[self.order] = np.exp(risk + shares[first]) - self.event
+        return float(np.sum((whole - risk)[self.event])), gradient
+
+
+def _hazard_weights(x: np.ndarray, sets: _RiskSets, strength: float, start: np.ndarray) -> np.ndarray:
+    """The weights [D] that minimise strength x loss + half their squared length, as in the logistic regression."""
+
+    def objective(weights):
+        loss, gradient = sets.loss(x @ weights)
+        return strength * loss + weights @ weights / 2, strength * (gradient @ x) + weights
+
+    options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-8}
+    return scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
 
 
 def _standardised(train: Cases, *others: Cases) -> list[np.ndarray]:

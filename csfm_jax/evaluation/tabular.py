@@ -100,16 +100,20 @@ def train_subsets(on: Known, patients: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def linear(task: Task) -> Fit:
-    """The probe of a task's kind: logistic or ridge regression.
+    """The probe of a task's kind: logistic, ridge or Cox's regression.
 
     Raises:
-        BadInput: a survival task, or one of signals.
+        BadInput: a task of signals.
     """
-    _check_kind(task)
+    if task.kind == "signal":
+        expected = "classes, values or survival times: a probe predicts no signals"
+        raise BadInput(f"task {task.name}", "a task of signals", expected, "use finetuned, lora or scratch")
 
     def fit(train: Cases, validation: Cases, asked: Cases) -> np.ndarray:
         if task.kind == "regression":
             return probes.ridge(train, validation, asked).scores
+        if task.kind == "survival":
+            return probes.cox(train, validation, asked).scores
         scores = probes.logistic(train, validation, asked).scores
         return expit(scores) if task.kind == "multilabel" else softmax(scores, axis=1)
 
@@ -117,8 +121,15 @@ def linear(task: Task) -> Fit:
 
 
 def boosted(task: Task, seed: int) -> Fit:
-    """Gradient-boosted trees of a task's kind; arguments and errors as of `linear`."""
-    _check_kind(task)
+    """Gradient-boosted trees of a task's kind.
+
+    Raises:
+        BadInput: a survival task, or one of signals.
+    """
+    if task.kind in ("signal", "survival"):
+        found, others = ("a task of signals", "") if task.kind == "signal" else ("a survival task", "linear, ")
+        expected, remedy = "classes or values, which trees predict", f"use {others}finetuned, lora or scratch"
+        raise BadInput(f"task {task.name}", found, expected, remedy)
     from csfm_jax.baselines import trees
 
     def fit(train: Cases, validation: Cases, asked: Cases) -> np.ndarray:
@@ -135,12 +146,3 @@ def boosted(task: Task, seed: int) -> Fit:
 def _class_of(labels: np.ndarray) -> np.ndarray:
     known = ~np.isnan(labels).any(axis=1) & (np.nansum(labels, axis=1) == 1)
     return np.where(known, np.nan_to_num(labels).argmax(axis=1), np.nan)[:, None]
-
-
-def _check_kind(task: Task) -> None:
-    if task.kind == "signal":
-        expected = "classes or values: a linear probe and trees predict no signals"
-        raise BadInput(f"task {task.name}", "a task of signals", expected, "use finetuned, lora or scratch")
-    if task.kind == "survival":
-        expected = "classes or values: a linear probe and trees know no survival times"
-        raise BadInput(f"task {task.name}", "a survival task", expected, "use finetuned, attention, lora or scratch")

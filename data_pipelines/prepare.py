@@ -311,8 +311,8 @@ def _plan(source, output, spec, keep_reports, derive, names, shards, key) -> tup
         "shards": shards,
         "key": fingerprint(key),
     }
-    if source.given:
-        plan["labels"] = keyed(key, "labels", source.given)
+    if any(entry.labels for entry in entries):
+        plan["table of labels"] = keyed(key, "labels", *(repr((e.study, sorted(e.labels))) for e in entries))
     work: Work = {shard: [] for shard in range(shards)}
     for ordinal, entry in enumerate(entries):
         work[int(subject_of(source, key, entry), 16) % shards].append((ordinal, entry))

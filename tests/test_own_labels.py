@@ -1,6 +1,9 @@
 """A site's own recordings and labels: from its folder and table to a task, a checkpoint and figures."""
 
 import csv
+import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,8 +14,8 @@ from small_checkpoints import toy_config, write_checkpoint
 
 from csfm_jax import cli, tasks
 from csfm_jax.evaluation import survival
-from data_pipelines.datasets import open_sources
-from data_pipelines.datasets.site_labels import Row, by_recording, read_labels
+from data_pipelines import formats
+from data_pipelines.datasets import open_sources, site_labels
 from data_pipelines.errors import BadInput
 from data_pipelines.prepare import prepare
 from data_pipelines.store import SPLITS, Store
@@ -59,7 +62,8 @@ def site(tmp_path_factory):
 def store(site):
     (source,) = open_sources(site / "records", site / "labels.csv")
     prepare(source, site / "store", key=KEY)
-    assert "labels.csv has labels of 24 of 24 recordings; it names 1 that are not here" in source.note
+    told = "labels.csv tells rhythm/fast, rate, years of 24 of 24 recordings; it names 1 that are not here: their"
+    assert source.note == f"{told} labels are not used"
     return Store.open(site / "store", verify="full")
 
 
@@ -90,12 +94,59 @@ def test_blank_subjects_and_splits_are_found_as_without_a_table(site, tmp_path):
     assert known[row] and known.sum() == 1
 
 
-def test_a_table_inside_the_folder_is_no_recording(tmp_path):
-    time = np.arange(0, 6, 1 / 250)
-    wfdb.wrsamp("a", fs=250, units=["mV"], sig_name=["II"], p_signal=np.sin(time)[:, None], write_dir=str(tmp_path))
-    table = write_table(tmp_path / "labels.csv", [["a", 1]], ["recording", "af"])
-    (source,) = open_sources(tmp_path, table)
-    assert [entry.path for entry in source.entries()] == ["a.hea"]
+def records(folder, people: dict[str, str]):
+    """WFDB records by their paths below a folder, each with the patient id of its header ("" = none)."""
+    for path, person in people.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        wfdb.wrsamp(
+            Path(path).name, fs=250, units=["mV"], sig_name=["II"], p_signal=np.sin(np.arange(1500) / 9)[:, None],
+            comments=[f"Patient ID: {person}"] if person else [], write_dir=str((folder / path).parent), fmt=["16"],
+        )  # fmt: skip
+    return folder
+
+
+def listed(folder, rows, columns=("recording", "subject", "split", "af")):
+    (source,) = open_sources(folder, write_table(folder.parent / "t.csv", rows, columns))
+    return {entry.path.removesuffix(".hea"): (entry.subject, entry.split) for entry in source.entries()}, source
+
+
+def test_whom_files_and_table_name_differently_is_one_person_in_one_split(tmp_path):
+    folder = records(tmp_path / "records", {"a": "0021", "b": "0021", "c": "33", "d": "", "e": "44"})
+    rows = [["a", "P21", "test", 1], ["c", "P21", "", 0], ["d", "", "train", 1]]
+    found, source = listed(folder, rows)
+    assert found == {name: ("P21", "test") for name in "abc"} | {"d": ("d.hea", "train"), "e": ("44", "")}
+    assert "it tells the subject of 2: a patient whom it and other files name differently" in source.note
+    for rows, told in (
+        ([["a", "P21", "", 1], ["b", "P22", "", 0]], "row 3, subject: found another subject than above"),
+        ([["a", "P21", "test", 1], ["b", "", "train", 0]], "row 3, split: found another split than"),
+    ):
+        with pytest.raises(BadInput, match=told):
+            listed(folder, rows)
+
+
+def test_a_blank_is_not_known_whatever_the_file_says(tmp_path):
+    folder = records(tmp_path / "records", {"a": "", "b": ""})
+    (source,) = open_sources(folder, write_table(tmp_path / "t.csv", [["a", ""]], ["recording", "age"]))
+    told = dataclasses.replace(formats.read(folder / "a.hea"), labels={"age": 70.0, "sex": 1.0})
+    blank, other = (source.labels(entry, told) for entry in source.entries())
+    assert np.isnan(blank["age"]) and blank["sex"] == 1 and other == {"age": 70.0, "sex": 1.0}
+
+
+def test_folders_and_files_with_marks_in_their_names_are_found(tmp_path):
+    folder = records(tmp_path / "records", {"#1/r0": "", "ward#2/r_0": "", "c": ""})
+    _, source = listed(folder, [["#1/r0", 1], ["ward#2/r_0", 0], ["./c.hea", 1]], ["recording", "af"])
+    assert [entry.labels for entry in source.entries()] == [(("af", value),) for value in (1.0, 1.0, 0.0)]
+
+
+def test_a_table_among_tables_of_signals_is_no_recording(tmp_path):
+    folder = tmp_path / "records"
+    folder.mkdir()
+    write_table(folder / "a.csv", [[i / 250, np.sin(i / 9)] for i in range(1500)], ["seconds", "II"])
+    (folder / "recordings.json").write_text(json.dumps({"time": "seconds", "unit": "mV"}))
+    table = write_table(folder / "labels.csv", [["a", 1]], ["recording", "af"])
+    assert [entry.path for entry in open_sources(folder)[0].entries()] == ["a.csv", "labels.csv"]
+    (source,) = open_sources(folder, table)
+    assert [entry.path for entry in source.entries()] == ["a.csv"] and "no known format" not in source.note
 
 
 def preparing(site, folder):
@@ -111,9 +162,10 @@ def test_other_labels_are_another_store(site, tmp_path, capsys):
     assert cli.main([*words, f"--labels={site / 'labels.csv'}"]) == 0
     assert cli.main([*words, f"--labels={site / 'labels.csv'}"]) == 0
     assert "complete already, verified" in capsys.readouterr().out
-    for other in ([f"--labels={tmp_path / 'changed.csv'}"], []):
-        assert cli.main([*words, *other]) == 2
-        assert "a store made with another " in (error := capsys.readouterr().err) and "labels" in error
+    assert cli.main([*words, f"--labels={tmp_path / 'changed.csv'}"]) == 2
+    assert "a store made with another table of labels;" in capsys.readouterr().err
+    assert cli.main(words) == 2  # nor the subjects and splits of the table
+    assert "a store made with another recordings listed, table of labels;" in capsys.readouterr().err
     assert cli.main(["data", str(tmp_path / "store")]) == 0
     assert "labels       rate 24, rhythm/* 22, years 24" in capsys.readouterr().out
 
@@ -127,6 +179,10 @@ BAD = {
     "no name": (["recording", "a f"], [["ward0/r000", 1]], "a column named 'a f'"),
     "no header": (["recording", ""], [["ward0/r000", 1]], "a column named ''"),
     "a word": (GOOD, [["ward0/r000", 1], ["ward0/r001", "yes, Jane"]], "row 3, af: found no number"),
+    "a person's number": (["recording", "patient_id", "af"], [["ward0/r000", 7, 1]], "a column named 'patient_id'"),
+    "another case": (["recording", "Subject", "af"], [["ward0/r000", 7, 1]], "a column named 'Subject'"),
+    "too large": (GOOD, [["ward0/r000", "1e39"]], "row 2, af: found no number"),
+    "thousands": (GOOD, [["ward0/r000", "1_000"]], "row 2, af: found no number"),
     "infinite": (GOOD, [["ward0/r000", "inf"]], "row 2, af: found no number"),
     "too long": (GOOD, [["ward0/r000", 1, 2]], "row 2: found another number of fields"),
     "cut off": (GOOD, [["ward0/r000"]], "row 2: found another number of fields"),
@@ -137,7 +193,7 @@ BAD = {
     "two splits": (
         ["recording", "subject", "split", "af"],
         [["ward0/r000", "Jane", "train", 1], ["ward0/r001", "Jane", "test", 1]],
-        "a subject in two splits",
+        "row 3, split: found another split than that of the same person above",
     ),
 }  # fmt: skip
 
@@ -164,17 +220,39 @@ def test_a_table_of_a_known_dataset_is_refused(site, capsys, tmp_path):
 
 
 def test_a_name_that_two_recordings_have_is_refused(tmp_path):
-    row = Row("", "", {"af": 1.0})
+    folder = tmp_path / "records"
+    folder.mkdir()
+    for name in ("a.hea", "a.edf"):
+        (folder / name).touch()
+    rows = {"a": site_labels.Row("t.csv row 2", "", "", {"af": 1.0})}
     with pytest.raises(BadInput, match="row 2: found a name that several recordings have"):
-        by_recording({"a": row}, ["a.hea", "a.edf"], tmp_path)
-    found, unknown = by_recording({"a.edf": row, "b#3": row, "c": row}, ["a.hea", "a.edf", "b.h5#3"], tmp_path)
-    assert {*found} == {"a.edf", "b.h5#3"} and unknown == 1
+        site_labels.labelled([("a.edf", ""), ("a.hea", "")], rows, folder, tmp_path / "t.csv")
 
 
 def test_blanks_are_not_known_and_numbers_are(tmp_path):
-    rows = [["a", "", "1e-3", " "], ["b", "NA", "-2", "0"]]
+    rows = [["a", "", "1e-3", " "], ["./b", "NA", "-2", "0"]]
     table = write_table(tmp_path / "t.csv", rows, ["recording", "x", "y", "z"])
-    assert read_labels(table) == {"a": Row("", "", {"y": 0.001}), "b": Row("", "", {"y": -2.0, "z": 0.0})}
+    found = {name: list(row.labels.values()) for name, row in site_labels.read_labels(table).items()}
+    np.testing.assert_equal(found, {"a": [np.nan, 0.001, np.nan], "b": [np.nan, -2.0, 0.0]})
+
+
+@pytest.mark.parametrize(
+    "task, column, wrong, told",
+    [
+        ("multilabel:rhythm/fast", 3, 9, "values other than 0 and 1"),
+        ("survival:rhythm/fast+years", 3, 9, "values other than 0 and 1"),
+        ("survival:rhythm/fast+years", 5, -1, "times below 0"),
+    ],
+)
+def test_what_is_no_class_or_time_is_refused_in_every_split(task, column, wrong, told, site, tmp_path, capsys):
+    rows = list(csv.reader((site / "labels.csv").open()))
+    row = next(row for row in rows if row[2] == "test")
+    row[column] = wrong
+    (source,) = open_sources(site / "records", write_table(tmp_path / "t.csv", rows[1:], rows[0]))
+    prepare(source, tmp_path / "store", key=KEY)
+    words = ["--config=csfm_nano", f"--workdir={tmp_path / 'run'}", f"--store={tmp_path / 'store'}"]
+    assert cli.main(["finetune", "--checkpoint=random", f"--task={task}", *words]) == 2
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -183,6 +261,7 @@ def test_blanks_are_not_known_and_numbers_are(tmp_path):
         ("multilabel:", "KIND:LABEL"), (":af", "the kind ''"), ("multilabel:a:b:c", "KIND:LABEL"),
         ("multilabel:a++b", "KIND:LABEL"), ("signal:ecg", "the kind 'signal'"), ("survival:death", "two labels"),
         ("survival:a+b+c", "two labels"), ("survival:a*+b", "two labels"), ("multiclass:a", "one class"),
+        ("multilabel:a b", "KIND:LABEL"), ("multilabel:a?", "KIND:LABEL"), ("multilabel:[ab]", "KIND:LABEL"),
         ("multilabel:a:ekg", "the sensor 'ekg'"), ("multilabel:a+a", "once"), ("multilabel:a:ecg+ecg", "once"),
     ],
 )  # fmt: skip

@@ -41,7 +41,6 @@ class Cohort:
     note: str = ""
     people: str = ""
     hashed: bool = False
-    given: str = ""
     key: str = ""
 
     def entries(self):

@@ -18,7 +18,7 @@ class AdaptationConfig:
     """Read with `objective.name` "supervised" or "translation" alone; `csfm finetune` fills it in.
 
     Attributes:
-        task: a name of `tasks.TASKS`; "" in pretraining.
+        task: a name of `tasks.TASKS`, or a word as of `tasks.own`; "" in pretraining.
         head: "linear" on the pooled embedding, "attention" (a learned query over a window's tokens), "average" or
             "mixture" (fixed or gated, of all layers' means over tokens: ECG-Soup's PPA and PMA, Nguyen et al. 2025).
         head_dropout: of what the head reads.

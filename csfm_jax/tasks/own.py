@@ -1,11 +1,14 @@
 """Tasks on a site's own labels, whose name says all of them: they need no file, and travel with a checkpoint."""
 
+import re
+
 from csfm_jax.tasks.task import Task
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import MODALITIES
 
 MARK = ":"
 _KINDS = ("multilabel", "multiclass", "regression", "survival")
+_NONE = re.compile(r"[\s?\[\]]")  # in no label that a word can name; "*" is the one mark of patterns
 FORM = "KIND:LABEL+LABEL or KIND:LABEL+LABEL:SENSOR+SENSOR"
 
 
@@ -35,8 +38,8 @@ def task(word: str) -> Task:
 
 def _parts(word: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     kind, *lists = word.split(MARK)
-    parts = [tuple(name.strip() for name in one.split("+")) for one in lists]
-    if not 1 <= len(parts) <= 2 or not all(name for names in parts for name in names):
+    parts = [tuple(one.split("+")) for one in lists]
+    if not 1 <= len(parts) <= 2 or not all(name for names in parts for name in names) or _NONE.search(word):
         raise BadInput("task", repr(word), FORM, "write survival:death+years, say, or multilabel:af+flutter:ecg+ppg")
     if any(len(set(names)) < len(names) for names in parts):
         raise BadInput("task", repr(word), "each label and sensor once", "leave one out")

@@ -105,7 +105,7 @@ def resolve(config: "Config", stores: list[Store]) -> Resolved:
     labels = np.stack([everyone.labels[name] for name in names], axis=1).astype(np.float64)
     train = labels[everyone.split == 0]
     absent = [name for name in task.labels if "*" not in name and name not in names]
-    left_out = dict.fromkeys(absent, "no label of these stores") | _unlearnable(task, names, train)
+    left_out = dict.fromkeys(absent, "no label of these stores") | _unlearnable(task, names, labels, train)
     if left_out and (task.kind == "survival" or set(names) <= left_out.keys()):
         found = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise BadInput(f"--task={task.name}", found, "train subjects with labels that differ", "use other stores")
@@ -227,19 +227,22 @@ def _no_label(task: Task, wanted: str, everyone: Recordings) -> BadInput:
     return BadInput("--store", found, f"{wanted}, which {task.name} needs", "use stores that hold them")
 
 
-def _unlearnable(task: Task, names: list[str], train: np.ndarray) -> dict[str, str]:
+def _unlearnable(task: Task, names: list[str], labels: np.ndarray, train: np.ndarray) -> dict[str, str]:
     left_out = {}
     for i, name in enumerate(names):
-        values = train[~np.isnan(train[:, i]), i]
+        known, values = (of[~np.isnan(of[:, i]), i] for of in (labels, train))
+        is_time = task.kind == "survival" and i == 1
+        if is_time and (known < 0).any():
+            expected = f"times since the recording, for {task.name}"
+            raise BadInput(f"label {name}", "times below 0", expected, "correct them")
+        if task.kind != "regression" and not is_time and not np.isin(known, (0, 1)).all():
+            found, remedy = "values other than 0 and 1", "correct the labels, or choose another task"
+            raise BadInput(f"label {name}", found, f"classes, for {task.name}", remedy)
         if not len(values):
             left_out[name] = "no train recording with this label"
-        elif task.kind == "regression" or (task.kind == "survival" and i == 1):
+        elif task.kind == "regression" or is_time:
             if np.ptp(values) == 0:
                 left_out[name] = "the same value in all train recordings"
-        elif not np.isin(values, (0, 1)).all():
-            raise BadInput(
-                f"label {name}", "values other than 0 and 1", f"classes, for {task.name}", "correct the task"
-            )
         elif not (values == 1).any():
             left_out[name] = "no positive among train recordings"
         elif not (values == 0).any() and task.kind == "multilabel":

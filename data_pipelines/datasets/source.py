@@ -22,12 +22,14 @@ class Entry:
         study: id of the recording within the source, unique.
         split: "train", "validation", "test", or "" where the source has no official split.
         path: of its file, relative to the source's root; "file#item" where a file holds several recordings.
+        labels: name and value of those that a table of the site's own tells, NaN = not known, whatever its file says.
     """
 
     subject: str
     study: str
     split: str
     path: str
+    labels: tuple[tuple[str, float], ...] = ()
 
 
 class Source(ABC):
@@ -47,7 +49,6 @@ class Source(ABC):
             true, and filters would carry some of it back.
         licence, citation: for model cards. download: how people with credentials get it.
         with_reports: whether `read` adds reports, which may be a large table of their own.
-        given: what decides its labels besides its files, as one text: of a table of the site's own; "" = nothing.
         note: what a user should be told about this copy of the dataset, once it is listed; "" = nothing.
     """
 
@@ -61,7 +62,6 @@ class Source(ABC):
     licence = ""
     citation = ""
     download = ""
-    given = ""
     note = ""
     with_reports = True
 
@@ -73,8 +73,8 @@ class Source(ABC):
         """All recordings, sorted by study; also those whose files turn out to be missing when they are read."""
 
     def labels(self, entry: Entry, recording: Recording) -> dict[str, float]:
-        """Labels of one recording; by default those that its file tells."""
-        return recording.labels
+        """Labels of one recording; by default those that its file tells, and the entry's own."""
+        return recording.labels | dict(entry.labels)
 
     def report(self, entry: Entry) -> str | None:
         """Free text of one recording, if the source has any."""

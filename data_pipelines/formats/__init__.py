@@ -51,7 +51,7 @@ def read(path: str | Path, root: str | Path | None = None) -> Recording:
     Raises:
         BadInput: the file is missing, is in no known format, or contradicts itself.
     """
-    file, item = _split_item(Path(path))
+    file, item = split_item(Path(path))
     file = _with_header(file)
     module = reader_of(file)
     if module is None:
@@ -74,8 +74,11 @@ def reader_of(path: Path) -> ModuleType | None:
     return next((module for module in modules if module.recognises(path, head)), None)
 
 
-def find(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
+def find(folder: Path, without: Path | None = None) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """The recordings below a folder.
+
+    Args:
+        without: a file that is none, a table of the folder's labels.
 
     Returns:
         (path relative to the folder, or "path#item"; person, or "") of each, sorted; and, by suffix ("other" where it
@@ -86,11 +89,13 @@ def find(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
     unknown: list[Path] = []
     belonging: set[Path] = set()
     for path in sorted(Path(place, name) for place, _, names in os.walk(folder) for name in names):
-        if path.name.startswith(".") or not path.is_file():
+        if path.name.startswith(".") or not path.is_file() or (without and path.samefile(without)):
             continue
         if module := reader_of(path):
             found[path] = module
             belonging.update(_parts(module, path))
+            if described := find_sidecar(path):
+                belonging.add(described)
         else:
             unknown.append(path)
     out = []
@@ -166,7 +171,7 @@ def _subject(path: Path, folder: Path) -> str:
         return ""
 
 
-def _split_item(path: Path) -> tuple[Path, str]:
+def split_item(path: Path) -> tuple[Path, str]:
     """File and item; both may have "#" in their names, so the longest name of a file counts."""
     name = str(path)
     at = len(name)

@@ -53,17 +53,18 @@ def read_labels(path: Path) -> dict[str, Row]:
     columns = table_columns(path)
     rows = read_table(path, (RECORDING,), unique=RECORDING, remedy=_REMEDY)
     labels = [name for name in columns if name not in _OWN]
-    if twice := [name for name, count in Counter(columns).items() if count > 1]:
-        raise BadInput(path, f"the column {twice[0]!r} twice", "each once", _REMEDY)
     if not labels:
         raise BadInput(path, "no column of labels", f"columns beside {', '.join(_OWN)}", _REMEDY)
     for name in labels:
-        if not _LABEL.fullmatch(name):
+        if not _LABEL.fullmatch(name):  # and not shown: after a stray quote it is a part of the table
+            found_ = f"column {columns.index(name) + 1} with a name of other characters"
             expected = "names of letters, digits, _ - . % and /, such as af or rhythm/af"
-            raise BadInput(path, f"a column named {name!r}", expected, "rename it")
+            raise BadInput(path, found_, expected, "rename it")
         if name.lower() in _OWN or _PERSONAL.fullmatch(name):
             expected = f"labels; of persons the column {SUBJECT}, which is hashed"
             raise BadInput(path, f"a column named {name!r}", expected, f"name it {SUBJECT}, or leave it out")
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise BadInput(path, f"the column {twice[0]!r} twice", "each once", _REMEDY)
     found = {}
     for number, row in enumerate(rows, 2):
         where = f"{path} row {number}"

@@ -246,7 +246,7 @@ def test_blanks_are_not_known_and_numbers_are(tmp_path):
     ],
 )
 def test_what_is_no_class_or_time_is_refused_in_every_split(task, column, wrong, told, site, tmp_path, capsys):
-    rows = list(csv.reader((site / "labels.csv").open()))
+    rows = list(csv.reader((site / "labels.csv").read_text().splitlines()))
     row = next(row for row in rows if row[2] == "test")
     row[column] = wrong
     (source,) = open_sources(site / "records", write_table(tmp_path / "t.csv", rows[1:], rows[0]))

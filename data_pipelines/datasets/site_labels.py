@@ -166,7 +166,7 @@ def _number(text: str, where: str) -> float:
         value = float(text.replace("_", "?"))  # which Python would take for a separator of thousands
     except ValueError:
         value = math.inf
-    if not abs(value) <= np.finfo(np.float32).max:  # as stores keep them
+    if not abs(value) <= float(np.finfo(np.float32).max):  # as stores keep them
         expected = "a number, or nothing where it is not known"
         raise BadInput(where, "no number", expected, "write classes as 0 and 1, one column each")
     return value

@@ -252,7 +252,7 @@ def test_a_study_judges_signals_with_intervals_and_says_what_makes_no_sense(plac
              f"--workdir={tmp_path}", "--bootstrap=50", "--unchecked-subjects"]  # fmt: skip
     assert cli.main(given) == 1
     out = capsys.readouterr().out
-    assert "a linear probe and trees predict no signals" in out and "correlation" in out
+    assert "found a task of signals; expected classes or values, which trees predict" in out and "correlation" in out
     rows = pq.read_table(tmp_path / "results.parquet").to_pandas().set_index(["figure", "label"])
     one = rows.loc[("mean_absolute_error", "V1")]
     assert one.low <= one.point <= one.high and one.cases == 8

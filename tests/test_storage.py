@@ -120,6 +120,14 @@ def test_every_verb_does_the_same_everywhere(root, tmp_path):
     assert not storage.exists(root) and storage.read_bytes(beside) == b"not below"
 
 
+@pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n", b"\n\n", b"\n--", b" ", b"\0"])
+def test_a_file_of_any_bytes_comes_back(root, tmp_path, end):
+    (tmp_path / "a").write_bytes(data := b"\r\n\n--\r" + bytes(range(256)) + end)
+    storage.upload(tmp_path / "a", storage.join(root, "a"), "f" * 64)
+    storage.write_bytes(storage.join(root, "b"), data)
+    assert storage.read_bytes(storage.join(root, "a")) == data == storage.read_bytes(storage.join(root, "b"))
+
+
 @pytest.mark.parametrize("root", ["folder", "s3"], indirect=True)  # the emulator of GCS knows no preconditions
 def test_only_one_creates(root):
     storage.create_bytes(storage.join(root, "new"), b"1")

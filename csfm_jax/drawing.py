@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 
 DPI = 254  # ten pixels a millimetre exactly, so that every grid line falls on whole pixels
@@ -126,10 +127,8 @@ def save(figure, path: str | os.PathLike) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise BadInput("--output", f"a name ending in {path.suffix!r}", "a name ending in .png", "choose such a name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=DPI, format="png", facecolor=figure.get_facecolor())
-    os.replace(partial, path)
+    with storage.whole(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png", facecolor=figure.get_facecolor())
     return path
 
 

@@ -20,6 +20,7 @@ import shutil
 import stat
 import tempfile
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +31,7 @@ from data_pipelines.storage_errors import Missing, attempt, missing_package
 __all__ = [
     "Missing", "Place", "absolute", "create_bytes", "delete_tree", "download", "download_into", "exists", "file_size",
     "file_sizes", "glob", "is_remote", "join", "list_folder", "move", "name_of", "parent", "place", "place_here",
-    "read_bytes", "recorded_sha256", "upload", "write_bytes",
+    "read_bytes", "recorded_sha256", "upload", "whole", "write_bytes",
 ]  # fmt: skip
 
 Place = str | Path
@@ -162,8 +163,17 @@ def write_bytes(path: Place, data: bytes) -> None:
     if is_remote(path):
         attempt(path, _filesystem(path).pipe_file, path, bytes(data))
         return
-    with _beside(Path(path)) as temporary:
-        _write_synced(temporary, data)
+    with whole(Path(path)) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary file, empty, beside a local one, which it replaces when the body is through; its folder is made if
+    need be. A reader sees the old content or the new; an error or a kill leaves the old."""
+    with _beside(path) as temporary:
+        yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
 
 
@@ -178,7 +188,8 @@ def create_bytes(path: Place, data: bytes) -> None:
             attempt(path, _filesystem(path).pipe_file, path, bytes(data), mode="create")
             return
         with _beside(Path(path)) as temporary:
-            _write_synced(temporary, data)
+            temporary.write_bytes(data)
+            _sync(temporary)
             os.link(temporary, path)
     except FileExistsError:
         pass
@@ -231,10 +242,8 @@ def upload(local: Path, path: Place, sha256: str | None = None) -> None:
         sha256: of the file, where it is known: kept with a remote object for `recorded_sha256`. It is not checked here.
     """
     if not is_remote(path):
-        with _beside(Path(path)) as temporary:
+        with whole(Path(path)) as temporary:
             shutil.copyfile(local, temporary)
-            _sync(temporary)
-            os.replace(temporary, path)
         return
     part = max(1 << 24, _local_file(local).stat().st_size // 8192 >> 18 << 18)  # S3 takes 10,000; GCS whole 256 KiB
     options = {"chunksize": part}
@@ -265,11 +274,8 @@ def download(path: Place, local: Path, *, size: int | None = None, sha256: str |
     Raises:
         BadInput: as `download_into`.
     """
-    with _beside(Path(local)) as temporary:
-        with open(temporary, "wb") as file:
-            digest = download_into(path, file, size=size, sha256=sha256)
-        os.replace(temporary, local)
-    return digest
+    with whole(Path(local)) as temporary, open(temporary, "wb") as file:
+        return download_into(path, file, size=size, sha256=sha256)
 
 
 def download_into(path: Place, file: BinaryIO, *, size: int | None = None, sha256: str | None = None) -> str:
@@ -375,13 +381,6 @@ def _beside(path: Path):
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
-
-
-def _write_synced(path, data) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync(path) -> None:

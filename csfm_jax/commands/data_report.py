@@ -1,8 +1,8 @@
 """One HTML page with pictures of what stores hold: to be looked at before any accelerator hour is spent."""
 
-import os
 from pathlib import Path
 
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.store import open_stores
 
@@ -17,8 +17,5 @@ def run(places: list[str], output: Path | None, verify: str) -> None:
     if path.suffix != ".html":
         raise BadInput("--output", "a name that does not end in .html", "one that does", "choose such a name")
     page = render([gather(store) for store in open_stores(places[0], verify)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    storage.write_bytes(path, page.encode())
     print(f"wrote {path} ({len(page) / 1e6:.1f} MB)")

@@ -7,7 +7,6 @@ the reason in OUTPUT.quarantine.jsonl.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from csfm_jax.commands.options import WrittenHere
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 
 _POOL = 4  # batches' worth of windows that are packed together: fills rows well, and bounds memory
@@ -184,11 +184,9 @@ def write(tables: Iterator[Table], encoder, target: Path) -> int:
     about = {"csfm": json.dumps({**encoder.provenance, "preprocessing": str(encoder.spec), "pooling": encoder.pooling})}
     columns = {"recording": pa.string(), "start": pa.float32(), "embedding": pa.list_(pa.float32())}
     schema = pa.schema(list(columns.items()), metadata=about)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
     written = 0
-    try:
-        with pq.ParquetWriter(partial, schema) as writer:
+    with storage.whole(target) as temporary:
+        with pq.ParquetWriter(temporary, schema) as writer:
             for names, starts, pooled in tables:
                 offsets = np.arange(len(names) + 1, dtype=np.int32) * pooled.shape[1]
                 embedding = pa.ListArray.from_arrays(offsets, pooled.ravel())
@@ -196,7 +194,4 @@ def write(tables: Iterator[Table], encoder, target: Path) -> int:
                 written += len(names)
         if not written:
             raise BadInput("--input", "no recording that can be used", "at least one", "see the quarantine list")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
     return written

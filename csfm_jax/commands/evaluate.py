@@ -13,10 +13,10 @@ subjects, read on test subjects, whom the checkpoint must not have been trained 
 
 import json
 import math
-import os
 from pathlib import Path
 
 from csfm_jax.commands import options
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 
 _OF_STUDY = ("tasks", "models", "workdir")
@@ -88,8 +88,7 @@ def _study(args) -> int:
     import jax
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in `csfm train`
-    from csfm_jax.evaluation import cell, cells, study, study_folds, study_results
-    from csfm_jax.reporting import evaluation_page
+    from csfm_jax.evaluation import cell, cells, study, study_folds
     from data_pipelines.store import open_stores
 
     halvings, folder = _halvings(args.label_fractions), args.workdir
@@ -111,15 +110,25 @@ def _study(args) -> int:
 
     parts = study_folds.plan(settings, args.folds, plan, folder) if args.folds else [plan(settings, folder)]
     try:
-        for part in parts:
-            study.run(part)
+        study.run(parts)
     except cells.Stopped:
         print("stopped; the same command goes on", flush=True)
         return args.stopped_code
-    planned = study_folds.pool(parts, folder) if args.folds else parts[0]
-    results = study_results.gather(planned, args.bootstrap, args.seed)
-    study_results.write(results, folder / "results.parquet")
-    evaluation_page.write(results, study.alike(planned), folder / "report.html")
+    return _told(parts, args)
+
+
+def _told(parts: list, args) -> int:
+    """Writes and prints the figures of a study that has been run, whole or in folds; the exit code."""
+    from csfm_jax.evaluation import study, study_folds, study_results
+    from csfm_jax.reporting import evaluation_page
+    from csfm_jax.training.claim import locked
+
+    folder = args.workdir
+    with locked(folder, math.inf):  # of commands that shared the cells, each writes the page
+        planned = study_folds.pool(parts, folder) if args.folds else parts[0]
+        results = study_results.gather(planned, args.bootstrap, args.seed)
+        study_results.write(results, folder / "results.parquet")
+        evaluation_page.write(results, study.alike(planned), folder / "report.html")
     print(study_results.summary(results))
     for (task, model), why in planned.failures.items():
         print(f"failed: {task}, {model}: {why}")
@@ -231,10 +240,7 @@ def _cell(interval: dict, sign: str = "") -> str:
 
 def write_json(values: dict, target: Path) -> None:
     """Writes results whole or not at all; figures that do not exist are null."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(json.dumps(_plain(values), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, target)
+    storage.write_bytes(target, (json.dumps(_plain(values), indent=1) + "\n").encode())
 
 
 def _plain(value):

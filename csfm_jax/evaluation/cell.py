@@ -1,7 +1,6 @@
 """A cell of a study, a model on a task: what it reads, where its files lie, what became of it."""
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from csfm_jax.loaded_encoder import LoadedEncoder
 from csfm_jax.tasks.resolve import Resolved, read_tokens
 from csfm_jax.tasks.task import Task
 from csfm_jax.training import best
+from data_pipelines import storage
 from data_pipelines.config import WindowConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.store import SPLITS as SPLITS_OF_STORES
@@ -27,6 +27,8 @@ from data_pipelines.windows import used_channels
 
 TRAINED, REFITTED = "trained", "refitted"  # how a subset of the sensors is read: weights as they are, or fitted again
 SPLITS = ("validation", "test")
+NOT_FINISHED = "not finished"  # the failure of a cell that a command is at, or that ended with its command
+_STATUS = "cell.json"
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,18 @@ class Cell:
         return self.settings.halvings if fewer else 0
 
     @property
+    def written(self) -> int:
+        """When its status was written, in nanoseconds of its disk's clock; 0 = never."""
+        path = self.folder / _STATUS
+        return path.stat().st_mtime_ns if path.is_file() else 0
+
+    @property
     def status(self) -> dict:
         """What was written of it: {"failed": reason or None, "left_out": {sensors: reason}, ...}; {} before.
 
         Where "unfinished" tells why something is missing, what it had before that was wanted stands.
         """
-        path = self.folder / "cell.json"
+        path = self.folder / _STATUS
         return json.loads(path.read_text()) if path.is_file() else {}
 
     @property
@@ -132,10 +140,7 @@ class Cell:
 
     def note(self, values: dict) -> None:
         """Writes cell.json, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / ".cell.json.partial"
-        partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.folder / "cell.json")
+        storage.write_bytes(self.folder / _STATUS, (json.dumps(values, indent=1) + "\n").encode())
 
     def wanted(self, subsets: list[Sensors]) -> list[Path]:
         """The files that are not there yet."""

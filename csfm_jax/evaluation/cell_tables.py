@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from csfm_jax.evaluation import features, sensors, tabular
 from csfm_jax.evaluation.cell import REFITTED, SPLITS, TRAINED, Cell, holds
 from csfm_jax.evaluation.sensors import Sensors
 from csfm_jax.evaluation.study_models import TREES
+from csfm_jax.training.claim import locked
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.store import Store
 from data_pipelines.store_view import ChannelsOf
@@ -70,13 +72,15 @@ def _tables(
     encoder = None
     for subset in subsets:
         target = _features_file(cell, subset, stores, split)
-        if not target.exists():
-            seen = sensors.seen(stores, subset, split)
-            if cell.model.kind == TREES:
-                _keep(_classical(cell, seen), target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target.parent, math.inf):  # a command beside this one may be making it for another task
+            if target.exists():
+                pass
+            elif cell.model.kind == TREES:
+                _keep(_classical(cell, sensors.seen(stores, subset, split)), target)
             else:
                 encoder = encoder or cell.network()
-                found = features.recording_features(encoder, seen, cell.window)
+                found = features.recording_features(encoder, sensors.seen(stores, subset, split), cell.window)
                 _keep(tabular.Table(found.store, found.recording, found.windows, found.pooled), target)
         with np.load(target) as kept:
             yield tabular.Table(*(kept[name] for name in tabular.Table._fields))
@@ -94,11 +98,8 @@ def _features_file(cell: Cell, subset: Sensors, stores: list[Store], split: str 
 
 
 def _keep(table: tabular.Table, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    with open(partial, "wb") as file:
+    with storage.whole(target) as temporary, open(temporary, "wb") as file:
         np.savez(file, **table._asdict())
-    os.replace(partial, target)
 
 
 def _classical(cell: Cell, stores: list[ChannelsOf]) -> tabular.Table:

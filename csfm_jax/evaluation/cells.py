@@ -11,7 +11,7 @@ import jax
 
 from csfm_jax.commands import finetune
 from csfm_jax.evaluation import cell_tables, leakage, sensors
-from csfm_jax.evaluation.cell import SPLITS, TRAINED, Cell
+from csfm_jax.evaluation.cell import NOT_FINISHED, SPLITS, TRAINED, Cell
 from csfm_jax.evaluation.fine_tuned import FineTuned
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study_models import FINE_TUNED, TABULAR
@@ -57,7 +57,7 @@ def run(cell: Cell) -> None:
         """Of a cell that was complete before this command wanted more of it, the figures stand."""
         cell.note(before | told | {"unfinished": why} if complete else told | {"failed": why})
 
-    note_without("not finished")  # from here on, what lies there is of these weights
+    note_without(NOT_FINISHED)  # from here on, what lies there is of these weights
     try:
         make = cell_tables.table_files if cell.model.kind in TABULAR else network_files
         make(cell, there)

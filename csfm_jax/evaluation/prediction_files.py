@@ -1,13 +1,13 @@
 """Files of predictions: a row a recording, written whole or not at all, and read back for figures."""
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from csfm_jax.evaluation.predictions import Predictions
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.store import Store
 
@@ -63,21 +63,15 @@ def write(
     columns |= {f"prediction/{name}": found.values[:, i] for i, name in enumerate(outputs)}
     columns |= more or {}
     columns |= {f"label/{name}": found.labels[:, i] for i, name in enumerate(labels)}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            if target.suffix == ".npz":
-                np.savez(file, **columns)
-            else:
-                import pyarrow as pa
-                import pyarrow.parquet as pq
+    with storage.whole(target) as temporary, open(temporary, "wb") as file:
+        if target.suffix == ".npz":
+            np.savez(file, **columns)
+        else:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
-                table = pa.table(columns).replace_schema_metadata({"csfm": json.dumps(told)})
-                pq.write_table(table, file, write_page_checksum=True)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+            table = pa.table(columns).replace_schema_metadata({"csfm": json.dumps(told)})
+            pq.write_table(table, file, write_page_checksum=True)
 
 
 def join(files: list[Path], target: Path) -> None:
@@ -101,10 +95,8 @@ def join(files: list[Path], target: Path) -> None:
              for number, table in enumerate(tables, 1)]  # fmt: skip
     # of a study that was begun earlier some may be float32
     whole = pa.concat_tables([part.replace_schema_metadata(told) for part in parts], promote_options="permissive")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    pq.write_table(whole, partial, write_page_checksum=True)
-    os.replace(partial, target)
+    with storage.whole(target) as temporary:
+        pq.write_table(whole, temporary, write_page_checksum=True)
 
 
 def read(path: Path) -> Read:

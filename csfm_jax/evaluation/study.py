@@ -1,8 +1,9 @@
 """A study: models x tasks x subsets of sensors. All that can be refused is refused before anything is trained."""
 
+import contextlib
 import dataclasses
 import json
-import os
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import numpy as np
 from csfm_jax import tasks
 from csfm_jax.config import Config
 from csfm_jax.evaluation import cells, elsewhere, layers, sensors, study_models
-from csfm_jax.evaluation.cell import Cell, Settings
+from csfm_jax.evaluation.cell import NOT_FINISHED, Cell, Settings
 from csfm_jax.evaluation.protocol import Recordings
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study_models import FINE_TUNED, Model
 from csfm_jax.tasks.config import AdaptationConfig
 from csfm_jax.tasks.resolve import Resolved, check_splits, cut, resolve, with_labels
 from csfm_jax.tasks.task import Task
+from csfm_jax.training.claim import Held, locked
+from data_pipelines import storage
 from data_pipelines.config import TokenConfig
 from data_pipelines.errors import BadInput
 from data_pipelines.store import Store
@@ -205,10 +208,7 @@ def check_same(settings: Settings, folder: Path, **more) -> None:
 def keep_settings(settings: Settings, folder: Path, **more) -> None:
     """Writes what `check_same` compares, where nothing is yet; arguments as there."""
     if not (folder / _SETTINGS).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{_SETTINGS}.partial"
-        partial.write_text(json.dumps(_told(settings, more), indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / _SETTINGS)
+        storage.write_bytes(folder / _SETTINGS, (json.dumps(_told(settings, more), indent=1) + "\n").encode())
 
 
 def _told(settings: Settings, more: dict) -> dict:
@@ -218,22 +218,52 @@ def _told(settings: Settings, more: dict) -> dict:
     return {"protocol": _PROTOCOL, **told, **more}
 
 
-def run(study: Study) -> None:
+def run(studies: list[Study]) -> None:
     """Runs every cell that is not complete, one after another.
+
+    The same command may run several times at once, on hosts that share the folder: each takes cells that no other is
+    at, then waits for those of the others, and goes on with what a command that ended has left.
+
+    Args:
+        studies: one, or one a fold.
 
     Raises:
         cells.Stopped: a signal ended a fine-tuning.
     """
-    fold = study.settings.stores[0].fold
-    for number, cell in enumerate(study.cells, 1):
-        told = f"{cell.task.name}, {cell.model.word}" + (f", fold {fold}" if fold else "")
-        print(f"== {number} of {len(study.cells)}: {told}", flush=True)
+    every = []
+    for study in studies:
+        fold = study.settings.stores[0].fold
+        for number, cell in enumerate(study.cells, 1):
+            told = f"== {number} of {len(study.cells)}: {cell.task.name}, {cell.model.word}"
+            every.append((cell, told + (f", fold {fold}" if fold else ""), cell.written))
+    others = [one for one in every if not _run(*one, patience=0)]
+    for one in others:
+        _run(*one, patience=math.inf)
+
+
+def _run(cell: Cell, told: str, written: int, patience: float) -> bool:
+    """Whether it has been run, by this command or another; False where another is at it, after so many seconds.
+
+    Args:
+        written: `Cell.written` as the command began.
+    """
+    print(told + (" (waiting for another command)" if patience else ""), flush=True)
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as mine:
         try:
-            cells.run(cell)
-        except BadInput as error:  # other weights: what lies there stays
-            cell.note(cell.status | {"failed": str(error)})
-        if why := cell.failure:
-            print(f"  failed: {why}", flush=True)
+            mine.enter_context(locked(cell.folder, patience))
+        except Held:
+            print("  left to another command, which is at it", flush=True)
+            return False
+        # what another command has just failed at would fail again
+        if cell.written == written or cell.failure in (None, NOT_FINISHED):
+            try:
+                cells.run(cell)
+            except BadInput as error:  # other weights: what lies there stays
+                cell.note(cell.status | {"failed": str(error)})
+    if why := cell.failure:
+        print(f"  failed: {why}", flush=True)
+    return True
 
 
 def alike(study: Study) -> dict[str, np.ndarray]:

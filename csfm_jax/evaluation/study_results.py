@@ -1,6 +1,5 @@
 """What the predictions of a study say: figures with intervals, paired differences, ranks, label efficiency."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from csfm_jax.evaluation.prediction_files import Read
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study import Study, TaskSetup
 from csfm_jax.evaluation.study_reads import figures, in_order, main_figure
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNELS
 
@@ -323,9 +323,8 @@ def write_rows(every: list[tuple], target: Path) -> None:
     kinds = dict.fromkeys(COLUMNS, pa.string()) | dict.fromkeys(("fraction", *_VALUES), pa.float64())
     kinds |= dict.fromkeys(("cases", "patients"), pa.int64())
     arrays = [pa.array([row[i] for row in every], kinds[name]) for i, name in enumerate(COLUMNS)]
-    partial = target.with_name(f".{target.name}.partial")
-    pq.write_table(pa.table(arrays, names=list(COLUMNS)), partial)
-    os.replace(partial, target)
+    with storage.whole(target) as temporary:
+        pq.write_table(pa.table(arrays, names=list(COLUMNS)), temporary)
 
 
 def summary(results: Results) -> str:

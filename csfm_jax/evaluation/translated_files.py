@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from csfm_jax.evaluation.translated import Translated
+from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import modality_of
 from data_pipelines.store import Store
@@ -63,6 +64,5 @@ class SignalFiles:
         told = {"task": self._model.task.name, "preprocessing": str(self._model.spec)}
         told |= {name: self._model.provenance[name] for name in ("path", "step") if name in self._model.provenance}
         table = pa.table(dict(zip(names, zip(*self._rows)))).replace_schema_metadata({"csfm": json.dumps(told)})
-        partial = self._folder / f".{TABLE}.partial"
-        pq.write_table(table, partial)
-        partial.rename(self._folder / TABLE)
+        with storage.whole(self._folder / TABLE) as temporary:
+            pq.write_table(table, temporary)

@@ -1,6 +1,5 @@
 """What an audit of invariance says: rows of a study's table, lines on the terminal, and one HTML page without ids."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from csfm_jax.evaluation.invariance import BETWEEN, Line
 from csfm_jax.evaluation.moved import Chosen
 from csfm_jax.evaluation.perturbations import WANDER_HZ
 from csfm_jax.reporting import charts, markup
+from data_pipelines import storage
 
 _TASK = "invariance"
 _KINDS = {
@@ -57,9 +57,7 @@ def summary(lines: dict[str, list[Line]]) -> str:
 
 def write(lines: dict[str, list[Line]], about: About, target: Path) -> None:
     """Writes the page, whole or not at all."""
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(render(lines, about), encoding="utf-8")
-    os.replace(partial, target)
+    storage.write_bytes(target, render(lines, about).encode())
 
 
 def render(lines: dict[str, list[Line]], about: About) -> str:

@@ -3,7 +3,6 @@
 One self-contained HTML file; no patient, no study and no path of a recording is in it.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from csfm_jax.evaluation.sensors import ALL
 from csfm_jax.evaluation.study import TaskSetup
 from csfm_jax.evaluation.study_results import COMPLETE, MISSING, Group, Results
 from csfm_jax.reporting import charts, evaluation_curves, evaluation_errors, markup
+from data_pipelines import storage
 
 _SHOWN = {
     "multilabel": ("macro_auroc", "macro_average_precision", "macro_sensitivity_at_specificity", "macro_f1",
@@ -38,10 +38,7 @@ _READINGS = ((TRAINED, "weights as they are"), (REFITTED, "probe or trees fitted
 
 def write(results: Results, alike: dict[str, np.ndarray], target: Path) -> None:
     """Writes the page, whole or not at all. alike: task -> linear CKA of two models' layers."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(render(results, alike), encoding="utf-8")
-    os.replace(partial, target)
+    storage.write_bytes(target, render(results, alike).encode())
 
 
 def render(results: Results, alike: dict[str, np.ndarray]) -> str:

@@ -28,16 +28,20 @@ BEAT = 15.0  # seconds between renewals
 SILENCE = 4  # so many times `BEAT` without one: that run is gone
 
 
+class Held(BadInput):
+    """Another process holds a lock."""
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder.
+def locked(folder: Path, patience: float | None = None) -> Iterator[None]:
+    """Holds the lock of a folder. patience: seconds to wait for another process to let it go; None = `PATIENCE`.
 
     Raises:
-        BadInput: another process holds it; names that process.
+        Held: another process holds it; names that process.
     """
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _take(handle, folder)
+        _take(handle, folder, PATIENCE if patience is None else patience)
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(_self()).encode(), 0)
         yield
@@ -47,14 +51,14 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _take(handle: int, folder: Path) -> None:
-    until = time.monotonic() + PATIENCE
+def _take(handle: int, folder: Path, patience: float) -> None:
+    until = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() > until:
+            if time.monotonic() >= until:
                 raise _taken(folder, _parsed(os.pread(handle, 1000, 0))) from None
             time.sleep(0.1)
         except OSError as error:  # some network disks have no locks; a run must be possible there all the same
@@ -156,8 +160,8 @@ def _is_dead(who: dict) -> bool:
     return False
 
 
-def _taken(place: Place, who: dict) -> BadInput:
-    return BadInput(
+def _taken(place: Place, who: dict) -> Held:
+    return Held(
         str(place),
         f"a work directory that another run is writing ({_named(who)})",
         "one that no run is writing",

@@ -2,9 +2,10 @@
 
 csfm evaluate --tasks=A,B --models=linear:RUN,finetuned:RUN,trees --store=STORES --workdir=DIR [--sensors=all,2,1]
 teaches every model every task on train subjects, keeps predictions of validation and test subjects in DIR, and writes
-DIR/results.parquet and DIR/report.html; the same command goes on where it stopped. Models: linear:RUN, attention:RUN,
-finetuned:RUN, lora:RUN, random:CONFIG or random:RUN, scratch:CONFIG, benchmark_s4, benchmark_net1d,
-benchmark_xresnet1d, trees, or a work directory of csfm finetune. --recipe and --config.x.y=... go to the fine-tunings.
+DIR/results.parquet and DIR/report.html. The same command goes on where it stopped; of several at once, on a folder that
+they share, each takes what no other is at. Models: linear:RUN, attention:RUN, finetuned:RUN, lora:RUN, random:CONFIG or
+random:RUN, scratch:CONFIG, benchmark_s4, benchmark_net1d, benchmark_xresnet1d, trees, or a work directory of csfm
+finetune. --recipe and --config.x.y=... go to the fine-tunings.
 
 csfm evaluate --checkpoint=RUN --store=STORES --labels='pattern/*' probes labels by their names: linear probes on frozen
 embeddings against the same network at random initialisation. Both: fitted on train subjects, chosen on validation

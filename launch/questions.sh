@@ -4,8 +4,8 @@
 # linear probe and compared, patient by patient, with its question's default.
 # usage: questions.sh RUN_FOLDER [--config.x.y=... of every pretraining]
 # RUN_FOLDER/stores are those of evaluate.sh. A stage that is done is not done again, and a signal ends it with code 75,
-# as there; STEPS=500 for each of the eleven
-# pretrainings is about half an hour on two cores. Another number of steps needs another QUESTIONS folder.
+# as there. STEPS=500 for each of the eleven pretrainings is about half an hour on two cores. Another number of steps
+# needs another QUESTIONS folder.
 set -euo pipefail
 run=$1
 shift

@@ -23,6 +23,7 @@ from csfm_jax.evaluation.prediction_files import Read
 from csfm_jax.evaluation.sensors import ALL, Sensors
 from csfm_jax.evaluation.study import Study, TaskSetup
 from csfm_jax.evaluation.study_reads import figures, in_order, main_figure
+from csfm_jax.tasks.task import Task
 from data_pipelines import storage
 from data_pipelines.errors import BadInput
 from data_pipelines.signals import CHANNELS
@@ -236,26 +237,28 @@ def _one_class(group: Group) -> list[str]:
         reads += [("validation", f" that {word} reads", judged.validation) for word, judged in group.models.items()]
     told = set()  # most models read the same recordings
     for split, whose, read in reads:
-        if (one := (split, _classes_held(read))) in told:
+        if (one := (split, _alone(task, read))) in told:
             continue
         whose = whose if any(before == split for before, _ in told) else ""
         told.add(one)
-        for fold in np.unique(read.fold):
+        for fold, alone in one[1]:
             where = f"{split} recordings{whose}" + (f" of fold {fold}" if fold else "")
-            labels = task_figures.exclusive_or_any(task, read.labels[read.fold == fold])
-            both = (labels > 0.5).any(axis=0) & (labels <= 0.5).any(axis=0)
-            alone = [name for name, has in zip(read.labels_of, both) if not has]
             lines += [f"{task.name}: {name} has one class only among {where}" for name in alone]
             if alone:
                 without = "AUROC and AUPRC" if split == "test" else "F1 at thresholds, which these choose,"
-                lines.append(f"{task.name}, {where}: macro {without} hold {both.sum()} of {len(both)} labels")
+                every = len(read.labels_of)
+                lines.append(f"{task.name}, {where}: macro {without} hold {every - len(alone)} of {every} labels")
     return lines
 
 
-def _classes_held(read: Read) -> tuple:
-    """Of every fold, the labels that have a positive case, and those that have a negative one."""
-    rows = ((fold, read.labels[read.fold == fold]) for fold in np.unique(read.fold))
-    return tuple((int(fold), *((x > 0.5).any(axis=0).tobytes() for x in (y, 1 - y))) for fold, y in rows)
+def _alone(task: Task, read: Read) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """Of every fold, its number and the labels that have one class only."""
+    found = []
+    for fold in np.unique(read.fold).tolist():
+        labels = task_figures.exclusive_or_any(task, read.labels[read.fold == fold])
+        both = (labels > 0.5).any(axis=0) & (labels <= 0.5).any(axis=0)
+        found.append((fold, tuple(name for name, has in zip(read.labels_of, both) if not has)))
+    return tuple(found)
 
 
 def _ranks(study: Study, groups: list[Group], replicates: int, seed: int) -> ranking.RankTable | None:

@@ -22,6 +22,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from glob import escape
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,9 +30,9 @@ from data_pipelines.errors import BadInput
 from data_pipelines.storage_errors import Missing, attempt, missing_package
 
 __all__ = [
-    "Missing", "Place", "absolute", "create_bytes", "delete_tree", "download", "download_into", "exists", "file_size",
-    "file_sizes", "glob", "is_remote", "join", "list_folder", "move", "name_of", "parent", "place", "place_here",
-    "read_bytes", "recorded_sha256", "upload", "whole", "write_bytes",
+    "Missing", "Place", "absolute", "clear_unfinished", "create_bytes", "delete_tree", "download", "download_into",
+    "exists", "file_size", "file_sizes", "glob", "is_remote", "join", "list_folder", "move", "name_of", "parent",
+    "place", "place_here", "read_bytes", "recorded_sha256", "upload", "whole", "write_bytes",
 ]  # fmt: skip
 
 Place = str | Path
@@ -140,9 +141,9 @@ def glob(path: Place, pattern: str) -> list[Place]:
     if not is_remote(path):
         return sorted(Path(path).glob(pattern))
     scheme = path.partition("://")[0]
-    whole = join(re.sub(r"([*?[])", r"[\1]", path), pattern)
+    every = join(re.sub(r"([*?[])", r"[\1]", path), pattern)
     try:  # "raise", or a lost connection would be an empty folder
-        found = attempt(path, _filesystem(path).glob, whole, on_error="raise")
+        found = attempt(path, _filesystem(path).glob, every, on_error="raise")
     except Missing:
         return []
     return [f"{scheme}://{name}" for name in sorted(name.rstrip("/") for name in found)]
@@ -175,6 +176,12 @@ def whole(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
+
+
+def clear_unfinished(path: Path) -> None:
+    """Removes what killed writers of a large local file have left beside it. Nobody may be writing it now."""
+    for left in path.parent.glob(f".{escape(path.name)}.????????"):
+        left.unlink(missing_ok=True)
 
 
 def create_bytes(path: Place, data: bytes) -> None:

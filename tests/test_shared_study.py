@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from test_study import PEOPLE, cohort, table, words
 from csfm_jax import cli
 from csfm_jax.evaluation import cell_tables, cells
 from csfm_jax.evaluation import study as study_lib
-from csfm_jax.evaluation.cell import Settings
+from csfm_jax.evaluation.cell import SPLITS, TRAINED, Settings
 from csfm_jax.training import claim
 from csfm_jax.training.claim import Held, locked
+from data_pipelines import storage
 from data_pipelines.store import open_stores
 
 
@@ -40,13 +43,16 @@ def planned(place, tmp_path):
 @pytest.fixture
 def ran(monkeypatch):
     """Cells in the order in which they were run, by name of the thread; what `outcome` says comes of each."""
-    seen, outcome, together = [], {}, threading.Barrier(2, timeout=30)
+    seen, outcome, at_work, together = [], {}, set(), threading.Barrier(2, timeout=30)
 
     def run(cell):
         seen.append((threading.current_thread().name, cell.folder))
+        assert cell.folder not in at_work
+        at_work.add(cell.folder)
         if len(seen) <= 2:
             together.wait()  # both are at a cell
-        cell.note({"weights": {}, "failed": outcome.get(cell.model.word)})
+        cell.note({"weights": {}, **outcome.get(cell.model.word, {"failed": None})})
+        at_work.remove(cell.folder)
 
     monkeypatch.setattr(cells, "run", run)
     return seen, outcome
@@ -64,18 +70,50 @@ def both(planned):
 def test_each_command_takes_cells_that_no_other_is_at(planned, ran):
     both(planned)
     assert {name for name, _ in ran[0]} == {"a", "b"} and not planned.failures
-    # a complete one may be met again, which makes nothing; at one moment no two are at the same
+    # a complete one may be met again, which makes nothing
     assert {folder for _, folder in ran[0]} == {cell.folder for cell in planned.cells}
     assert len({folder for _, folder in ran[0][:2]}) == 2
 
 
 def test_what_one_command_has_failed_at_the_other_does_not_try_again(planned, ran):
     seen, outcome = ran
-    outcome |= {model.word: "it is broken" for model in planned.models}
+    outcome |= {model.word: {"failed": "it cannot be"} for model in planned.models}
     both(planned)
     assert len(seen) == len(planned.cells) == len(planned.failures)
     study_lib.run([planned])  # a later command does
     assert len(seen) == 2 * len(planned.cells)
+
+
+def test_where_one_command_broke_the_other_tries(planned, ran):
+    seen, outcome = ran
+    outcome |= {model.word: {"failed": "an error", "broke": True} for model in planned.models}
+    both(planned)
+    assert {seen.count((name, cell.folder)) for name in "ab" for cell in planned.cells} == {1}
+
+
+def test_a_cell_whose_folder_is_removed_meanwhile_is_run(planned, monkeypatch):
+    for cell in planned.cells:
+        cell.note({"weights": {}, "failed": "of other weights: remove the folder"})
+    seen = []
+
+    def run(cell):
+        seen.append(cell.folder)
+        cell.note({"weights": {}, "failed": None})
+        if cell is planned.cells[0]:
+            shutil.rmtree(planned.cells[-1].folder)
+
+    monkeypatch.setattr(cells, "run", run)
+    study_lib.run([planned])
+    assert seen == [cell.folder for cell in planned.cells]
+
+
+def test_what_another_command_wants_more_of_a_cell_is_no_failure_here(planned):
+    cell = planned.cells[0]
+    cell.note({"weights": {}, "left_out": {}, "failed": None, "unfinished": "not finished"})
+    assert cell.failure == "not finished"
+    for split in SPLITS:
+        storage.write_bytes(cell.file(cell.subsets[0], TRAINED, split), b"")
+    assert cell.failure is None
 
 
 def test_what_an_ended_command_has_left_is_gone_on_with(planned, monkeypatch, capsys):
@@ -100,15 +138,27 @@ def test_what_an_ended_command_has_left_is_gone_on_with(planned, monkeypatch, ca
     assert "left to another command" in capsys.readouterr().out
 
 
-def test_patience_is_what_is_asked_for(tmp_path, monkeypatch):
-    waited = []
-    monkeypatch.setattr(claim.time, "sleep", waited.append)
-    with locked(tmp_path):
-        with pytest.raises(Held, match="another run is writing"), locked(tmp_path, 0):
-            pass
-    assert not waited
-    with locked(tmp_path, math.inf):
+def test_patience_is_what_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claim, "PATIENCE", 0.0)
+    held, enough = threading.Event(), threading.Event()
+
+    def hold():
+        with locked(tmp_path):
+            held.set()
+            enough.wait(timeout=60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(timeout=60)
+    with pytest.raises(Held, match="another run is writing"), locked(tmp_path, 0):
         pass
+    with locked(tmp_path, math.inf, ".another"):
+        pass
+    threading.Timer(0.3, enough.set).start()
+    with locked(tmp_path, math.inf):
+        assert enough.is_set()
+    thread.join()
+    assert f"waiting for process {os.getpid()}" in capsys.readouterr().out
 
 
 def test_features_are_made_by_one_of_two(planned, monkeypatch):
@@ -116,6 +166,7 @@ def test_features_are_made_by_one_of_two(planned, monkeypatch):
 
     def classical(cell, stores):
         made.append(threading.current_thread().name)
+        time.sleep(0.5)  # the others are there by now
         return cell_tables.tabular.Table(*(np.zeros(3, np.int64) for _ in range(3)), np.zeros((3, 2)))
 
     monkeypatch.setattr(cell_tables, "_classical", classical)
@@ -130,6 +181,13 @@ def test_features_are_made_by_one_of_two(planned, monkeypatch):
     for thread in threads:
         thread.join(timeout=60)
     assert len(made) == 1 and len(tables) == 4
+    (kept,) = trees[0].settings.features.rglob("*.npz")
+    torn = [kept.with_name(f".{kept.name}.{end}") for end in ("abcd1234", "efgh5678")]
+    for left in [kept, *torn]:
+        left.unlink(missing_ok=True)
+    torn[0].write_bytes(b"of a killed command")
+    read()
+    assert kept.exists() and not torn[0].exists()
 
 
 def test_two_commands_end_with_the_figures_of_one(place, tmp_path):
@@ -148,4 +206,3 @@ def test_two_commands_end_with_the_figures_of_one(place, tmp_path):
     assert alone.equals(shared)
     made = [json.loads(path.read_text()) for path in (tmp_path / "shared" / "cells").glob("*/*/cell.json")]
     assert len(made) == 8 and all(cell["failed"] is None for cell in made)
-    assert any("another command" in text for text in said)

@@ -185,6 +185,7 @@ def write(tables: Iterator[Table], encoder, target: Path) -> int:
     columns = {"recording": pa.string(), "start": pa.float32(), "embedding": pa.list_(pa.float32())}
     schema = pa.schema(list(columns.items()), metadata=about)
     written = 0
+    storage.clear_unfinished(target)
     with storage.whole(target) as temporary:
         with pq.ParquetWriter(temporary, schema) as writer:
             for names, starts, pooled in tables:

@@ -122,14 +122,13 @@ def _told(parts: list, args) -> int:
     """Writes and prints the figures of a study that has been run, whole or in folds; the exit code."""
     from csfm_jax.evaluation import study, study_folds, study_results
     from csfm_jax.reporting import evaluation_page
-    from csfm_jax.training.claim import locked
 
     folder = args.workdir
-    with locked(folder, math.inf):  # of commands that shared the cells, each writes the page
-        planned = study_folds.pool(parts, folder) if args.folds else parts[0]
-        results = study_results.gather(planned, args.bootstrap, args.seed)
-        study_results.write(results, folder / "results.parquet")
-        evaluation_page.write(results, study.alike(planned), folder / "report.html")
+    planned = study_folds.pool(parts, folder) if args.folds else parts[0]
+    results = study_results.gather(planned, args.bootstrap, args.seed)
+    # of commands that shared the cells each writes them, with the same figures
+    study_results.write(results, folder / "results.parquet")
+    evaluation_page.write(results, study.alike(planned), folder / "report.html")
     print(study_results.summary(results))
     for (task, model), why in planned.failures.items():
         print(f"failed: {task}, {model}: {why}")

@@ -127,16 +127,20 @@ class Cell:
     def status(self) -> dict:
         """What was written of it: {"failed": reason or None, "left_out": {sensors: reason}, ...}; {} before.
 
-        Where "unfinished" tells why something is missing, what it had before that was wanted stands.
+        Where "unfinished" tells why something is missing, what it had before that was wanted stands. "broke" is there
+        where an unexpected error ended it, as of a machine that is ill.
         """
         path = self.folder / _STATUS
         return json.loads(path.read_text()) if path.is_file() else {}
 
     @property
     def failure(self) -> str | None:
-        """Why it has no predictions, or lacks some; None of one that is complete."""
+        """Why it has no predictions, or lacks some of those that are wanted; None of one that is complete."""
         status = self.status
-        return status.get("failed", "not run") or status.get("unfinished")
+        if (failed := status.get("failed", "not run")) or "unfinished" not in status:
+            return failed
+        there = [subset for subset in self.subsets if subset.word not in status["left_out"]]
+        return status["unfinished"] if self.wanted(there) else None  # else another command, of other words, is at it
 
     def note(self, values: dict) -> None:
         """Writes cell.json, whole or not at all."""

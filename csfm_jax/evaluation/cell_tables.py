@@ -73,7 +73,8 @@ def _tables(
     for subset in subsets:
         target = _features_file(cell, subset, stores, split)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(target.parent, math.inf):  # a command beside this one may be making it for another task
+        # a command beside this one may be making it for another task
+        with locked(target.parent, math.inf, f".{target.stem}.lock"):
             if target.exists():
                 pass
             elif cell.model.kind == TREES:
@@ -98,6 +99,7 @@ def _features_file(cell: Cell, subset: Sensors, stores: list[Store], split: str 
 
 
 def _keep(table: tabular.Table, target: Path) -> None:
+    storage.clear_unfinished(target)
     with storage.whole(target) as temporary, open(temporary, "wb") as file:
         np.savez(file, **table._asdict())
 

@@ -32,7 +32,8 @@ def run(cell: Cell) -> None:
     Raises:
         BadInput: predictions of other weights than the model's are there. Stopped: see there. OSError: no room.
     """
-    identity, before = cell.model.identity, cell.status
+    identity = cell.model.identity
+    before = {name: value for name, value in cell.status.items() if name not in ("unfinished", "broke")}
     if before and (differing := [name for name in identity if before["weights"].get(name) != identity[name]]):
         found = f"predictions that were not made by {cell.model.word} as it is now: another {', '.join(differing)}"
         raise BadInput(str(cell.folder), found, "its own", "remove the folder, or choose another --workdir")
@@ -49,13 +50,12 @@ def run(cell: Cell) -> None:
         return
     complete = bool(before) and before["failed"] is None
     if complete and not cell.wanted(there):
-        kept = {name: value for name, value in before.items() if name != "unfinished"}
-        cell.note(kept | {"unchecked": told["unchecked"]})  # the rest is of the commands that made it
+        cell.note(before | {"unchecked": told["unchecked"]})  # the rest is of the commands that made it
         return
 
-    def note_without(why: str) -> None:
+    def note_without(why: str, **more) -> None:
         """Of a cell that was complete before this command wanted more of it, the figures stand."""
-        cell.note(before | told | {"unfinished": why} if complete else told | {"failed": why})
+        cell.note((before | told | {"unfinished": why} if complete else told | {"failed": why}) | more)
 
     note_without(NOT_FINISHED)  # from here on, what lies there is of these weights
     try:
@@ -72,7 +72,7 @@ def run(cell: Cell) -> None:
             raise
         # its text may name anything; the place in the code goes to the terminal, and the others go on
         sys.excepthook(*sys.exc_info())
-        note_without(f"{type(error).__name__}, see the output of the command")
+        note_without(f"{type(error).__name__}, see the output of the command", broke=True)
 
 
 def _unchecked(cell: Cell) -> list[str]:

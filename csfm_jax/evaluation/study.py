@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from data_pipelines.errors import BadInput
 from data_pipelines.store import Store
 
 _SETTINGS = "study.json"
+_PAUSE = 1.0  # seconds between looks at cells that other commands are at
 _PROTOCOL = 1  # raised when the same words give other predictions; of a study that tells none, 1
 
 
@@ -206,9 +207,13 @@ def check_same(settings: Settings, folder: Path, **more) -> None:
 
 
 def keep_settings(settings: Settings, folder: Path, **more) -> None:
-    """Writes what `check_same` compares, where nothing is yet; arguments as there."""
+    """Writes what `check_same` compares, where nothing is yet; arguments as there.
+
+    Raises:
+        BadInput: another study has begun there at this moment.
+    """
     if not (folder / _SETTINGS).is_file():
-        storage.write_bytes(folder / _SETTINGS, (json.dumps(_told(settings, more), indent=1) + "\n").encode())
+        storage.create_bytes(folder / _SETTINGS, (json.dumps(_told(settings, more), indent=1) + "\n").encode())
 
 
 def _told(settings: Settings, more: dict) -> dict:
@@ -221,8 +226,8 @@ def _told(settings: Settings, more: dict) -> dict:
 def run(studies: list[Study]) -> None:
     """Runs every cell that is not complete, one after another.
 
-    The same command may run several times at once, on hosts that share the folder: each takes cells that no other is
-    at, then waits for those of the others, and goes on with what a command that ended has left.
+    The same command may run several times at once, on hosts that share the folder and its locks: each takes cells that
+    no other is at, then waits for those of the others, and goes on with what a command that ended has left.
 
     Args:
         studies: one, or one a fold.
@@ -236,27 +241,33 @@ def run(studies: list[Study]) -> None:
         for number, cell in enumerate(study.cells, 1):
             told = f"== {number} of {len(study.cells)}: {cell.task.name}, {cell.model.word}"
             every.append((cell, told + (f", fold {fold}" if fold else ""), cell.written))
-    others = [one for one in every if not _run(*one, patience=0)]
-    for one in others:
-        _run(*one, patience=math.inf)
+    others = [one for one in every if not _run(*one)]
+    if others:
+        print(f"waiting for {len(others)} that other commands are at", flush=True)
+    while others := [one for one in others if not _run(*one, met=True)]:
+        time.sleep(_PAUSE)
 
 
-def _run(cell: Cell, told: str, written: int, patience: float) -> bool:
-    """Whether it has been run, by this command or another; False where another is at it, after so many seconds.
+def _run(cell: Cell, told: str, written: int, met: bool = False) -> bool:
+    """Whether it has been run, by this command or another; False where another is at it.
 
     Args:
-        written: `Cell.written` as the command began.
+        told: which it is. written: `Cell.written` as the command began. met: whether it was left to another before.
     """
-    print(told + (" (waiting for another command)" if patience else ""), flush=True)
+    if not met:
+        print(told, flush=True)
     cell.folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as mine:
         try:
-            mine.enter_context(locked(cell.folder, patience))
-        except Held:
-            print("  left to another command, which is at it", flush=True)
+            mine.enter_context(locked(cell.folder, patience=0))
+        except Held as held:
+            if not met:
+                print(f"  left to another command: found {held.found}", flush=True)
             return False
-        # what another command has just failed at would fail again
-        if cell.written == written or cell.failure in (None, NOT_FINISHED):
+        # what another command has failed at since would fail again, but for what may be its machine's fault
+        if cell.written in (0, written) or cell.failure in (None, NOT_FINISHED) or "broke" in cell.status:
+            if met and cell.failure:
+                print(told, flush=True)
             try:
                 cells.run(cell)
             except BadInput as error:  # other weights: what lies there stays

@@ -33,13 +33,16 @@ class Held(BadInput):
 
 
 @contextlib.contextmanager
-def locked(folder: Path, patience: float | None = None) -> Iterator[None]:
-    """Holds the lock of a folder. patience: seconds to wait for another process to let it go; None = `PATIENCE`.
+def locked(folder: Path, patience: float | None = None, name: str = LOCK) -> Iterator[None]:
+    """Holds the lock of a folder, or one of several in it.
+
+    Args:
+        patience: seconds to wait for another process to let it go; None = `PATIENCE`. name: of the lock's file.
 
     Raises:
         Held: another process holds it; names that process.
     """
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _take(handle, folder, PATIENCE if patience is None else patience)
         os.ftruncate(handle, 0)
@@ -52,14 +55,17 @@ def locked(folder: Path, patience: float | None = None) -> Iterator[None]:
 
 
 def _take(handle: int, folder: Path, patience: float) -> None:
-    until = time.monotonic() + patience
+    until, told = time.monotonic() + patience, patience <= PATIENCE
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() >= until:
-                raise _taken(folder, _parsed(os.pread(handle, 1000, 0))) from None
+                raise _taken(folder, _holder(handle)) from None
+            if not told:
+                print(f"  waiting for {_named(_holder(handle))}, which has the lock of {folder}", flush=True)
+            told = True
             time.sleep(0.1)
         except OSError as error:  # some network disks have no locks; a run must be possible there all the same
             found = f"a disk that gives no lock ({(error.strerror or str(error)).lower()})"
@@ -139,6 +145,10 @@ def _parsed(data: bytes) -> dict:
         if isinstance(found := json.loads(data), dict):
             return found
     return {}
+
+
+def _holder(handle: int) -> dict:
+    return _parsed(os.pread(handle, 1000, 0))
 
 
 def _named(who: dict) -> str:

@@ -19,6 +19,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ __all__ = [
 Place = str | Path
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
+_DAY = 24 * 3600  # seconds
 PART = 1 << 24  # bytes of one request: a lost connection costs at most that much again
 # Read once, while the process has one thread: to read it is to set it, and others write files meanwhile.
 os.umask(_MASK := os.umask(0))
@@ -179,9 +181,11 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def clear_unfinished(path: Path) -> None:
-    """Removes what killed writers of a large local file have left beside it. Nobody may be writing it now."""
+    """Removes what killed writers of a large local file have left beside it, where it has not changed for a day."""
     for left in path.parent.glob(f".{escape(path.name)}.????????"):
-        left.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _DAY:
+                left.unlink()
 
 
 def create_bytes(path: Place, data: bytes) -> None:

@@ -122,20 +122,22 @@ def _told(parts: list, args) -> int:
     """Writes and prints the figures of a study that has been run, whole or in folds; the exit code."""
     from csfm_jax.evaluation import study, study_folds, study_results
     from csfm_jax.reporting import evaluation_page
+    from csfm_jax.training.claim import locked
 
     folder = args.workdir
-    planned = study_folds.pool(parts, folder) if args.folds else parts[0]
-    results = study_results.gather(planned, args.bootstrap, args.seed)
-    # of commands that shared the cells each writes them, with the same figures
-    study_results.write(results, folder / "results.parquet")
-    evaluation_page.write(results, study.alike(planned), folder / "report.html")
+    # of commands that shared the cells each writes the page; one that read them earlier must not do so later
+    with locked(folder, math.inf):
+        planned = study_folds.pool(parts, folder) if args.folds else parts[0]
+        failures, results = planned.failures, study_results.gather(planned, args.bootstrap, args.seed)
+        study_results.write(results, folder / "results.parquet")
+        evaluation_page.write(results, study.alike(planned), folder / "report.html")
     print(study_results.summary(results))
-    for (task, model), why in planned.failures.items():
+    for (task, model), why in failures.items():
         print(f"failed: {task}, {model}: {why}")
     for task, why in results.broken.items():
         print(f"failed: {task}, its figures: {why}")
     print(f"wrote {folder / 'results.parquet'} and {folder / 'report.html'}")
-    return 1 if planned.failures or results.broken else 0
+    return 1 if failures or results.broken else 0
 
 
 def _elsewhere(args, stores: list) -> tuple:

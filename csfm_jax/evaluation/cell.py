@@ -137,10 +137,10 @@ class Cell:
     def failure(self) -> str | None:
         """Why it has no predictions, or lacks some of those that are wanted; None of one that is complete."""
         status = self.status
-        if (failed := status.get("failed", "not run")) or "unfinished" not in status:
+        if failed := status.get("failed", "not run"):
             return failed
         there = [subset for subset in self.subsets if subset.word not in status["left_out"]]
-        return status["unfinished"] if self.wanted(there) else None  # else another command, of other words, is at it
+        return status.get("unfinished", NOT_FINISHED) if self.wanted(there) else None
 
     def note(self, values: dict) -> None:
         """Writes cell.json, whole or not at all."""

@@ -50,7 +50,8 @@ def run(cell: Cell) -> None:
         return
     complete = bool(before) and before["failed"] is None
     if complete and not cell.wanted(there):
-        cell.note(before | {"unchecked": told["unchecked"]})  # the rest is of the commands that made it
+        if (kept := before | {"unchecked": told["unchecked"]}) != cell.status:
+            cell.note(kept)  # the rest is of the commands that made it
         return
 
     def note_without(why: str, **more) -> None:

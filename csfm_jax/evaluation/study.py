@@ -207,13 +207,9 @@ def check_same(settings: Settings, folder: Path, **more) -> None:
 
 
 def keep_settings(settings: Settings, folder: Path, **more) -> None:
-    """Writes what `check_same` compares, where nothing is yet; arguments as there.
-
-    Raises:
-        BadInput: another study has begun there at this moment.
-    """
+    """Writes what `check_same` compares, where nothing is yet; arguments as there."""
     if not (folder / _SETTINGS).is_file():
-        storage.create_bytes(folder / _SETTINGS, (json.dumps(_told(settings, more), indent=1) + "\n").encode())
+        storage.write_bytes(folder / _SETTINGS, (json.dumps(_told(settings, more), indent=1) + "\n").encode())
 
 
 def _told(settings: Settings, more: dict) -> dict:
@@ -266,14 +262,12 @@ def _run(cell: Cell, told: str, written: int, met: bool = False) -> bool:
             return False
         # what another command has failed at since would fail again, but for what may be its machine's fault
         if cell.written in (0, written) or cell.failure in (None, NOT_FINISHED) or "broke" in cell.status:
-            if met and cell.failure:
-                print(told, flush=True)
             try:
                 cells.run(cell)
             except BadInput as error:  # other weights: what lies there stays
                 cell.note(cell.status | {"failed": str(error)})
     if why := cell.failure:
-        print(f"  failed: {why}", flush=True)
+        print(f"{told}\n  failed: {why}" if met else f"  failed: {why}", flush=True)
     return True
 
 

@@ -9,6 +9,7 @@ the run is refused; if not, that run was killed, and this one goes on in its pla
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
 import sys
@@ -42,9 +43,14 @@ def locked(folder: Path, patience: float | None = None, name: str = LOCK) -> Ite
     Raises:
         Held: another process holds it; names that process.
     """
-    handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+    path, until = folder / name, time.monotonic() + (PATIENCE if patience is None else patience)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _take(handle, folder, PATIENCE if patience is None else patience)
+        _take(handle, folder, until)
+        while not _is_there(handle, path):  # somebody has removed it, and another process may have made it anew
+            gone, handle = handle, os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            os.close(gone)
+            _take(handle, folder, until)
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(_self()).encode(), 0)
         yield
@@ -54,8 +60,14 @@ def locked(folder: Path, patience: float | None = None, name: str = LOCK) -> Ite
         os.close(handle)
 
 
-def _take(handle: int, folder: Path, patience: float) -> None:
-    until, told = time.monotonic() + patience, patience <= PATIENCE
+def _is_there(handle: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    return False
+
+
+def _take(handle: int, folder: Path, until: float) -> None:
+    told = until < math.inf
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

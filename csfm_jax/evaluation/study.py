@@ -239,7 +239,7 @@ def run(studies: list[Study]) -> None:
             every.append((cell, told + (f", fold {fold}" if fold else ""), cell.written))
     others = [one for one in every if not _run(*one)]
     if others:
-        print(f"waiting for {len(others)} that other commands are at", flush=True)
+        print(f"waiting until {len(others)} left to other commands have been run", flush=True)
     while others := [one for one in others if not _run(*one, met=True)]:
         time.sleep(_PAUSE)
 

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -278,8 +279,22 @@ def split_arrays(scale: float) -> dict:
     return {"split": put(whole, "x"), "copied": put(whole, None, None), "layers": {0: put(whole[0])}}
 
 
+def _make_folders_late() -> None:
+    """On this disk they take longer than on the other process's."""
+    mkdir = os.mkdir
+
+    def late(path, *args, **kwargs):
+        if "orbax-checkpoint-tmp" in os.fspath(path):
+            time.sleep(0.2)
+        mkdir(path, *args, **kwargs)
+
+    os.mkdir = late
+
+
 def one_of_two(folder: Path) -> None:
     """What each process does: save two steps, and bring back the one before the latest, which was damaged."""
+    if jax.process_index() == 0:
+        _make_folders_late()
     checkpoints = opened(folder)
     for step in (1, 2):
         checkpoints.save(step, split_arrays(step), {"moments": split_arrays(-step)}, {**RUN, "step": step})
@@ -332,7 +347,11 @@ def sent_by_two(s3, tmp_path):
     started = [
         subprocess.Popen([*words, str(number)], env=environment, stderr=subprocess.PIPE, text=True) for number in (0, 1)
     ]
-    ended = [process.communicate(timeout=300)[1] for process in started]
+    try:
+        ended = [process.communicate(timeout=300)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0], ended
     return ended
 

@@ -310,6 +310,9 @@ def orbax_context(*, apart: bool = False) -> ocp.Context:
     if apart and jax.process_count() > 1:
         made.multiprocessing.primary_host = jax.process_index()  # each is the first in its own folder
         made.array.saving.array_metadata_store = None  # Orbax would look there for every process's
+        # Else Orbax says to all processes at once that a step's folders are made, and takes one's word for the others':
+        # whose disk is slower would write into folders that are not there, and all would wait for it.
+        made.asynchronous.create_directories_asynchronously = False
     return made
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import packing, windows
+from data_pipelines import packing, storage, windows
 from data_pipelines.config import DataConfig, TokenConfig
 from data_pipelines.text import Reports
 
@@ -164,10 +164,8 @@ class Plans:
             if len(counts) == sum(sizes):
                 return np.split(counts, np.cumsum(sizes)[:-1])
         counts = self._reports.counts()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".text-", delete=False) as file:
+        with storage.whole(path) as temporary, open(temporary, "wb") as file:
             np.save(file, np.concatenate(counts))
-        os.replace(file.name, path)
         return counts
 
     def forget_before(self, epoch: int) -> None:
